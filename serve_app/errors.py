@@ -1,0 +1,65 @@
+"""The errors that a user can meet: each names the value, the rule and the remedy."""
+
+from __future__ import annotations
+
+
+class AvatarError(Exception):
+    """Stops a piece of work and tells the user what to do about it.
+
+    `code` is stable and machine-readable; the CLI, the HTTP API and bulk reports share it.
+    `exit_code` is what the command line returns for it.
+    """
+
+    code = "internal_error"
+    exit_code = 1
+
+    def __init__(self, message: str, *, remedy: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+        self.param = param
+
+    def __str__(self) -> str:
+        return f"{self.message}; {self.remedy}"
+
+
+class InvalidRequestError(AvatarError):
+    """A request breaks a rule before any work starts."""
+
+    code = "invalid_request"
+    exit_code = 2
+
+
+class InputNotFoundError(AvatarError):
+    """An input file does not exist or cannot be read."""
+
+    code = "input_not_found"
+    exit_code = 2
+
+
+class UnsupportedMediaError(AvatarError):
+    """A file is not the image or sound that it should be."""
+
+    code = "unsupported_media"
+    exit_code = 2
+
+
+class CheckpointError(AvatarError):
+    """A checkpoint folder lacks something or does not fit the model."""
+
+    code = "invalid_checkpoint"
+    exit_code = 2
+
+
+class OutputError(AvatarError):
+    """The result cannot be written."""
+
+    code = "output_not_writable"
+    exit_code = 2
+
+
+class RenderCancelledError(AvatarError):
+    """A render was stopped on request, at a block border."""
+
+    code = "cancelled"
+    exit_code = 130
