@@ -7,7 +7,11 @@ one block is 3 latent frames = 12 video frames; a token is a 2x2 patch of one la
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
 
 from serve_app.errors import InvalidRequestError
 
@@ -15,20 +19,21 @@ FPS = 25
 LATENT_FRAMES_PER_BLOCK = 3
 FRAMES_PER_LATENT = 4
 FRAMES_PER_BLOCK = LATENT_FRAMES_PER_BLOCK * FRAMES_PER_LATENT
-PIXELS_PER_LATENT = 8
-LATENTS_PER_TOKEN_SIDE = 2
-PIXELS_PER_TOKEN_SIDE = PIXELS_PER_LATENT * LATENTS_PER_TOKEN_SIDE
-SIZE_MULTIPLE = 64
-MAX_AREA = 1280 * 720
-MIN_INFER_FRAMES = FRAMES_PER_BLOCK
-MAX_INFER_FRAMES = 96
 STARTUP_FRAMES = 3
-"""Frames that the decoder's start-up takes from the first block: block 0 brings 9 frames, not 12."""
+"""The start-up of the streaming decoder takes these frames from block 0, which brings 9, not 12."""
+PIXELS_PER_LATENT = 8
+PIXELS_PER_TOKEN_SIDE = 16
+SIZE_MULTIPLE = 64
+MIN_AREA = SIZE_MULTIPLE * SIZE_MULTIPLE
+MAX_AREA = 1280 * 720
+MAX_INFER_FRAMES = 240
+
+Fit = Literal["area", "exact"]
 
 
 @dataclass(frozen=True)
 class Size:
-    """A picture size in pixels, width first as users write it ("704*384")."""
+    """A picture in pixels, width first as users write it ("704*384")."""
 
     width: int
     height: int
@@ -36,8 +41,8 @@ class Size:
     def __post_init__(self) -> None:
         if self.width < 1 or self.height < 1:
             raise InvalidRequestError(
-                f"size {self} has a side below 1",
-                remedy="write it as WIDTH*HEIGHT in pixels, for example 704*384",
+                f"size {self} has a side below 1 pixel",
+                remedy="write it as WIDTH*HEIGHT, for example 704*384",
                 param="size",
             )
 
@@ -58,21 +63,173 @@ class Size:
 
     @property
     def tokens_per_frame(self) -> int:
-        """S: tokens of one latent frame = width * height / 256."""
+        """S: tokens of one latent frame, width * height / 256."""
         return (self.width // PIXELS_PER_TOKEN_SIDE) * (self.height // PIXELS_PER_TOKEN_SIDE)
 
     @property
     def cond_tokens(self) -> int:
-        """Tokens of the sink: reference, newest motion frame, 2x-packed pair, 4x-packed 16 frames."""
+        """Tokens of the sink: reference, newest motion frame, 2x-packed pair, 4x-packed 16 frames (2.5 S)."""
         packed_2x = (self.latent_height // 4) * (self.latent_width // 4)
         packed_4x = 4 * (self.latent_height // 8) * (self.latent_width // 8)
         return 2 * self.tokens_per_frame + packed_2x + packed_4x
 
 
-def area_size(image: Size, max_area: int) -> Size:
-    """Returns the output size of `fit="area"`: the image's aspect, sides multiples of 64, area <= cap.
+def parse_size(text: str) -> Size:
+    """Reads "704*384" or "704x384" (width first).
 
-    The rule of the reference (golden `sizing`): of the scales at which the whole picture fits under
-    the cap, walk down from the ceiling of the image's own size until the rounded sides fit.
+    Raises InvalidRequestError for anything else, and for an area outside 64*64 .. 1280*720.
     """
-    raise NotImplementedError
+    match = re.fullmatch(r"\s*(\d{1,5})\s*[*xX]\s*(\d{1,5})\s*", text)
+    if match is None:
+        raise InvalidRequestError(
+            f'size "{text}" is not WIDTH*HEIGHT', remedy="write two numbers, for example 704*384", param="size"
+        )
+    size = Size(int(match[1]), int(match[2]))
+    if not MIN_AREA <= size.area <= MAX_AREA:
+        raise InvalidRequestError(
+            f"size {size} has an area of {size.area} pixels; allowed are {MIN_AREA} (64x64) to {MAX_AREA} (1280x720)",
+            remedy="choose a size in between, for example 704*384",
+            param="size",
+        )
+    return size
+
+
+def effective_size(image: Size, cap: Size, fit: Fit) -> Size:
+    """Returns the size of the video for a portrait of size `image` and the requested size `cap`.
+
+    "area": the portrait's aspect ratio under the area of `cap`. "exact": `cap` itself, multiples of 64 only.
+    """
+    return exact_size(cap) if fit == "exact" else area_size(image, cap.area)
+
+
+def exact_size(cap: Size) -> Size:
+    """Returns `cap`; raises InvalidRequestError, naming the nearest valid size, unless it is on the 64 grid."""
+    nearest = Size(_nearest_multiple(cap.width), _nearest_multiple(cap.height))
+    if nearest != cap:
+        raise InvalidRequestError(
+            f"size {cap} is not a multiple of {SIZE_MULTIPLE} on both sides, which fit=exact requires",
+            remedy=f"use {nearest}, the nearest that is, or fit=area",
+            param="size",
+        )
+    return cap
+
+
+def area_size(image: Size, max_area: int) -> Size:
+    """Returns the largest size near the image's aspect ratio: sides multiples of 64, area <= max_area.
+
+    The reference's search (golden `sizing`): 100 scales from the largest down; each scaled side is
+    rounded up to the 64 grid, and the first pair under the cap wins. Images are never enlarged
+    beyond that rounding.
+    """
+    largest, smallest = _scale_range(image, max_area)
+    for step in range(100):
+        scale = largest - (largest - smallest) * step / 100
+        width = _round_up(int(image.width * scale))
+        height = _round_up(int(image.height * scale))
+        if width * height <= max_area and min(width, height) > 0:
+            return Size(width, height)
+    return _aspect_only_size(image, max_area)
+
+
+def _scale_range(image: Size, max_area: int) -> tuple[float, float]:
+    if image.area <= max_area:
+        return 1.0, 0.1
+    padding = SIZE_MULTIPLE - 1
+    b = padding * (image.width + image.height)
+    c = padding**2 - max_area
+    smallest = (-b + math.sqrt(b**2 - 2 * image.area * c)) / (2 * image.area)
+    return math.sqrt(max_area / image.area), smallest
+
+
+def _aspect_only_size(image: Size, max_area: int) -> Size:
+    """Falls back on the aspect ratio alone, for shapes so long that no scale of the search fits."""
+    aspect = image.width / image.height
+    width = max(SIZE_MULTIPLE, int(math.sqrt(max_area * aspect)) // SIZE_MULTIPLE * SIZE_MULTIPLE)
+    height = max(SIZE_MULTIPLE, int(math.sqrt(max_area / aspect)) // SIZE_MULTIPLE * SIZE_MULTIPLE)
+    longest = max_area // SIZE_MULTIPLE // SIZE_MULTIPLE * SIZE_MULTIPLE
+    return Size(min(width, longest), min(height, longest))
+
+
+def _round_up(side: int) -> int:
+    return -(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE
+
+
+def _nearest_multiple(side: int) -> int:
+    return max(1, round(side / SIZE_MULTIPLE)) * SIZE_MULTIPLE
+
+
+def check_infer_frames(infer_frames: int) -> None:
+    """Raises InvalidRequestError unless the KV window is a multiple of 12 video frames, 12 .. 240."""
+    if infer_frames % FRAMES_PER_BLOCK == 0 and FRAMES_PER_BLOCK <= infer_frames <= MAX_INFER_FRAMES:
+        return
+    below = min(max(infer_frames // FRAMES_PER_BLOCK * FRAMES_PER_BLOCK, FRAMES_PER_BLOCK), MAX_INFER_FRAMES)
+    above = min(below + FRAMES_PER_BLOCK, MAX_INFER_FRAMES)
+    nearest = f"{below} or {above}" if below < above else f"{below}"
+    raise InvalidRequestError(
+        f"infer_frames {infer_frames} is not a multiple of {FRAMES_PER_BLOCK} "
+        f"between {FRAMES_PER_BLOCK} and {MAX_INFER_FRAMES}",
+        remedy=f"use {nearest} (48 is the default)",
+        param="infer_frames",
+    )
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Where clips, blocks and frames of one video begin and end.
+
+    `num_frames` counts frames of the file; `infer_frames` is the clip length and KV window in video frames.
+    """
+
+    num_frames: int
+    infer_frames: int
+
+    @property
+    def num_blocks(self) -> int:
+        return -(-self.num_frames // FRAMES_PER_BLOCK)
+
+    @property
+    def blocks_per_clip(self) -> int:
+        return self.infer_frames // FRAMES_PER_BLOCK
+
+    @property
+    def window_latent_frames(self) -> int:
+        """Latent frames that a KV cache holds."""
+        return self.infer_frames // FRAMES_PER_LATENT
+
+    @property
+    def seconds(self) -> float:
+        return self.num_frames / FPS
+
+    def block_frames(self, index: int) -> range:
+        """Returns the frames of the file that block `index` stands for; the last block may be cut."""
+        start = index * FRAMES_PER_BLOCK
+        return range(start, min(start + FRAMES_PER_BLOCK, self.num_frames))
+
+    def blocks(self) -> Iterator[BlockPosition]:
+        """Yields the position of every block in order."""
+        return (self.position(index) for index in range(self.num_blocks))
+
+    def position(self, index: int) -> BlockPosition:
+        clip, in_clip = divmod(index, self.blocks_per_clip)
+        return BlockPosition(index=index, clip=clip, in_clip=in_clip, slot=in_clip)
+
+
+@dataclass(frozen=True)
+class BlockPosition:
+    """One block: its clip, its place in the clip and the KV slot that it overwrites."""
+
+    index: int
+    clip: int
+    in_clip: int
+    slot: int
+
+    @property
+    def first_latent_frame(self) -> int:
+        return self.index * LATENT_FRAMES_PER_BLOCK
+
+
+def plan_timeline(*, audio_samples: int, sample_rate: int, num_clip: int | None, infer_frames: int) -> Timeline:
+    """Returns the timeline: round(25 * min(audio seconds, num_clip * infer_frames / 25)) frames, at least 1."""
+    audio_frames = round(Fraction(FPS * audio_samples, sample_rate))
+    cap = audio_frames if num_clip is None else num_clip * infer_frames
+    return Timeline(num_frames=max(1, min(audio_frames, cap)), infer_frames=infer_frames)
