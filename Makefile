@@ -1,0 +1,65 @@
+# One file of commands; `make help` lists them. Everything that they make lies in .venv and outputs.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+.PHONY: help install system-packages demo check test lock clean
+
+PYTHON ?= python3
+WORKERS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+STAMP := $(VENV)/.installed
+SAMPLES := serve_app/samples
+
+help: ## List the commands
+	@sed -En 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 24
+
+install: system-packages $(STAMP) ## Make .venv with the live-avatar command, all extras and the test tools
+
+$(STAMP): pyproject.toml constraints.txt
+	@fail() { echo "make install: $$1" >&2; exit 1; }
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail \
+		"$(PYTHON) is $$($(PYTHON) --version 2>&1 || true), but 3.11 or newer is needed; install one and name it: make $(MAKECMDGOALS) PYTHON=python3.12"
+	echo "Setting up $(VENV) (some minutes the first time) ..."
+	$(PYTHON) -m venv $(VENV) || fail \
+		"$(PYTHON) cannot make a virtual environment; install its venv module (Debian and Ubuntu: apt-get install python3-venv)"
+	$(PIP) install --constraint constraints.txt setuptools
+	$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[all,dev]'
+	touch $@
+
+system-packages: # The tests need ffmpeg and espeak-ng: installed when that is allowed, else named
+	@missing=$$(for tool in ffmpeg espeak-ng; do command -v $$tool > /dev/null || echo $$tool; done)
+	if [[ -z $$missing ]]; then exit; fi
+	as_root=; if [[ $$EUID != 0 ]]; then as_root="sudo -n"; fi
+	if command -v apt-get > /dev/null && $$as_root true 2> /dev/null; then
+		echo "Installing" $$missing "..."
+		$$as_root apt-get -qq update && $$as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes \
+			--no-install-recommends $$missing > /dev/null && exit
+	fi
+	echo "Please install" $$missing "with the system's package manager: tests need it, rendering does not." >&2
+
+demo: install ## Render a talking video from the built-in samples with the built-in tiny model
+	@$(BIN)/live-avatar render --image $(SAMPLES)/portrait.png --audio $(SAMPLES)/speech.wav \
+		--prompt "$$(cat $(SAMPLES)/prompt.txt)" --out outputs/demo.mp4
+
+check: install ## Lint, format, types and import contracts
+	@$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo 2>&1
+
+test: install check ## Run all that CI runs: check, then the tests, the whole-command ones last
+	@OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --ignore tests/end_to_end
+	$(BIN)/pytest tests/end_to_end
+
+lock: install ## Pin in constraints.txt what .venv holds now
+	@$(PIP) freeze --all --exclude-editable --exclude pip | sed -E 's/\+[^ ]*$$//' > $(VENV)/constraints.txt
+	mv $(VENV)/constraints.txt constraints.txt
+	touch $(STAMP)
+
+clean: ## Remove .venv, caches and rendered videos
+	rm -rf $(VENV) outputs build dist *.egg-info .{mypy,ruff,pytest,import_linter}_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
