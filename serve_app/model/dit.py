@@ -1,0 +1,150 @@
+"""The causal speech-to-video diffusion transformer (Wan2.2-S2V with per-step KV caches).
+
+Three calls make a video: `embed_text` once, `prefill_sink` for the portrait, and `forward` for each
+(block, step). Parameter names are those of the published checkpoints.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from serve_app.model.audio_encoder import CausalAudioEncoder
+from serve_app.model.audio_injector import AudioConditions, AudioInjector
+from serve_app.model.config import DiTConfig
+from serve_app.model.kv_cache import KeyValueMemory, Sink
+from serve_app.model.layers import DiTLayer, Float32Linear, Head, KeyValues
+from serve_app.model.reference import FramePacker
+from serve_app.model.rope import RopeTable
+
+PATCH = (1, 2, 2)
+_NOISY, _REFERENCE, _MOTION = 0, 1, 2
+
+
+class CausalDiT(nn.Module):
+    """Predicts the flow-match velocity of a block of latents from its past, the portrait, the voice and the text."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.dim
+        self.patch_embedding = nn.Conv3d(config.in_dim, dim, PATCH, stride=PATCH)
+        self.cond_encoder = nn.Conv3d(config.cond_dim, dim, PATCH, stride=PATCH)
+        self.text_embedding = nn.Sequential(
+            nn.Linear(config.text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim)
+        )
+        self.time_embedding = nn.Sequential(Float32Linear(config.freq_dim, dim), nn.SiLU(), Float32Linear(dim, dim))
+        self.time_projection = nn.Sequential(nn.SiLU(), Float32Linear(dim, dim * 6))
+        self.blocks = nn.ModuleList(DiTLayer(config, index) for index in range(config.num_layers))
+        self.head = Head(config, patch_volume=4)
+        self.casual_audio_encoder = CausalAudioEncoder(config)  # the published spelling
+        self.audio_injector = AudioInjector(config)
+        self.trainable_cond_mask = nn.Embedding(3, dim)
+        self.frame_packer = FramePacker(config.in_dim, dim)
+
+    def embed_text(self, context_LC: Tensor) -> list[KeyValues]:
+        """Returns each layer's keys and values of the text [L, text_dim], zero-padded to text_len."""
+        padded = functional.pad(context_LC, (0, 0, 0, self.config.text_len - context_LC.shape[0]))
+        embedded = self.text_embedding(padded[None].to(self.head.head.weight.dtype))
+        return [layer.cross_attn.key_values(embedded) for layer in self.blocks]
+
+    def embed_audio(self, features_AKCF: Tensor, routing: Tensor | None = None) -> AudioConditions:
+        """Prepares the voice of one block.
+
+        Features [A, 25, audio_dim, 12] for A speakers; `routing` [A, 3, rows, columns, 1] tells which token
+        listens to whom (None: one speaker).
+        """
+        tokens, overall = self.casual_audio_encoder.encode_block(features_AKCF.to(self.head.head.weight.dtype))
+        flat = None if routing is None else routing.flatten(1, 3)
+        return self.audio_injector.conditions(tokens, overall, flat)
+
+    def prefill_sink(
+        self,
+        reference_C1HW: Tensor,
+        motion_CTHW: Tensor,
+        *,
+        text: list[KeyValues],
+        rope: RopeTable,
+        keep_motion: bool = True,
+    ) -> Sink:
+        """Runs the condition tokens through all layers at timestep 0 and returns their keys and values.
+
+        `rope` covers reference and motion tokens. Without `keep_motion` the motion tokens are zeroed, rotary
+        table included, but stay in the sequence.
+        """
+        dtype = self.patch_embedding.weight.dtype
+        reference = _tokens(self.patch_embedding(reference_C1HW[None].to(dtype)))
+        motion = self.frame_packer(motion_CTHW.to(dtype))
+        if not keep_motion:
+            motion = torch.zeros_like(motion)
+            rope = _blank_after(rope, reference.shape[1])
+        kinds = self.trainable_cond_mask.weight
+        x_BLC = torch.cat((reference + kinds[_REFERENCE], motion + kinds[_MOTION]), dim=1).float()
+        _, time_6C = self.embed_time(0.0)
+        sink = Sink()
+        for layer, text_kv in zip(self.blocks, text, strict=True):
+            x_BLC = layer(x_BLC, time_6C, rope, text_kv, sink)
+        return sink
+
+    def forward(
+        self,
+        latents_CTHW: Tensor,
+        *,
+        timestep: float,
+        text: list[KeyValues],
+        audio: AudioConditions,
+        rope: RopeTable,
+        memory: KeyValueMemory,
+        pose_CTHW: Tensor | None = None,
+    ) -> Tensor:
+        """Returns the velocity [16, 3, h, w], float32, of a block of noisy latents of the same shape.
+
+        `pose_CTHW` adds pose latents; None is the blank pose. The block's keys and values enter `memory`.
+        """
+        x_BLC = self._embed_block(latents_CTHW, pose_CTHW)
+        time_C, time_6C = self.embed_time(timestep)
+        for layer, text_kv in zip(self.blocks, text, strict=True):
+            x_BLC = layer(x_BLC, time_6C, rope, text_kv, memory)
+            if layer.index in self.audio_injector.index_of_layer:
+                x_BLC = x_BLC + self.audio_injector(x_BLC, layer.index, audio)
+        _, frames, height, width = latents_CTHW.shape
+        return _unpatchify(self.head(x_BLC, time_C)[0].float(), (frames, height // 2, width // 2))
+
+    def embed_time(self, timestep: float) -> tuple[Tensor, Tensor]:
+        """Returns the timestep's embedding [dim] and its modulation of every layer [6, dim], float32."""
+        sinusoid = _sinusoid(timestep, self.config.freq_dim).to(self.head.head.weight.device)
+        time_C = self.time_embedding(sinusoid)
+        return time_C, self.time_projection(time_C).unflatten(0, (6, -1))
+
+    def _embed_block(self, latents_CTHW: Tensor, pose_CTHW: Tensor | None) -> Tensor:
+        dtype = self.patch_embedding.weight.dtype
+        embedded = self.patch_embedding(latents_CTHW[None].to(dtype))
+        # A blank pose is all zeros, of which the encoder leaves its bias.
+        assert self.cond_encoder.bias is not None
+        blank = self.cond_encoder.bias[:, None, None, None]
+        embedded = embedded + (blank if pose_CTHW is None else self.cond_encoder(pose_CTHW[None].to(dtype)))
+        return (_tokens(embedded) + self.trainable_cond_mask.weight[_NOISY]).float()
+
+
+def _tokens(x_BCTHW: Tensor) -> Tensor:
+    return x_BCTHW.flatten(2).transpose(1, 2)
+
+
+def _blank_after(rope: RopeTable, tokens: int) -> RopeTable:
+    keep = (torch.arange(len(rope), device=rope.cos.device) < tokens).unsqueeze(1)
+    return RopeTable(rope.cos * keep, rope.sin * keep)
+
+
+def _sinusoid(timestep: float, dim: int) -> Tensor:
+    """Returns cos and sin of timestep / 10000^(i / half), i < half = dim / 2, computed in float64: [dim]."""
+    half = dim // 2
+    angles = timestep * 10_000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
+    return torch.cat((angles.cos(), angles.sin())).float()
+
+
+def _unpatchify(x_LP: Tensor, grid: tuple[int, int, int]) -> Tensor:
+    """Turns tokens [frames * rows * columns, 2 * 2 * C] into latents [C, frames, 2 rows, 2 columns]."""
+    frames, rows, columns = grid
+    x = x_LP.view(frames, rows, columns, PATCH[1], PATCH[2], -1)
+    return x.permute(5, 0, 1, 3, 2, 4).reshape(-1, frames, rows * PATCH[1], columns * PATCH[2])
