@@ -1,0 +1,96 @@
+"""What each part may import, held by contracts and by importing it where the rest does not exist."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PRODUCT = ROOT / "serve_app"
+TIMEOUT_S = 120
+
+OUTSIDE_THE_MODEL_PLANE = ["ray", "pydantic", "av", "starlette", "fastapi", "boto3", "diffusers", "PIL", "soxr"]
+MODEL_PLANE = ["model", "engine"]
+TORCH_FAMILY = ["torch", "transformers", "safetensors"]
+CONTROL_PLANE = ["cli", "rendering", "media", "storage", "schemas", "planning", "task", "errors"]
+OF_NO_PLANE = ["samples"]
+
+IMPORT_ALL = """
+import importlib, json, sys
+
+modules, blocked, library_only = json.loads(sys.argv[1])
+
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        foreign = top != "serve_app" and top not in sys.stdlib_module_names
+        if top in blocked or (library_only and foreign):
+            raise ImportError(f"{name} is blocked in this process")
+
+
+sys.meta_path.insert(0, Blocker())
+for module in modules:
+    importlib.import_module(module)
+"""
+
+
+def modules_of(part: str) -> list[str]:
+    """Returns the module names of a part (a module or a folder of serve_app) without importing anything."""
+    files = [PRODUCT / f"{part}.py", *sorted((PRODUCT / part).rglob("*.py"))]
+    modules = [
+        ".".join(file.relative_to(ROOT).with_suffix("").parts)
+        for file in files
+        if file.is_file() and file.name != "__init__.py"
+    ]
+    assert modules, f"serve_app.{part} has no modules"
+    return modules
+
+
+def import_apart(modules: list[str], blocked: list[str], *, library_only: bool = False) -> None:
+    """Imports `modules` in a clean process in which `blocked` cannot be imported, and asserts that it works."""
+    arguments = json.dumps([modules, blocked, library_only])
+    process = subprocess.run(
+        [sys.executable, "-c", IMPORT_ALL, arguments], cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S
+    )
+    assert process.returncode == 0, process.stderr
+
+
+def test_every_part_belongs_to_a_plane() -> None:
+    parts = {path.stem for path in PRODUCT.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert parts - {"__init__"} == {*MODEL_PLANE, *CONTROL_PLANE, *OF_NO_PLANE}
+
+
+def test_the_import_contracts_are_kept() -> None:
+    process = subprocess.run(
+        [Path(sys.executable).parent / "lint-imports", "--no-logo", "--no-cache"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+
+
+@pytest.mark.parametrize("part", MODEL_PLANE)
+def test_the_model_plane_imports_on_a_gpu_box_that_has_torch_alone(part: str) -> None:
+    import_apart(modules_of(part), OUTSIDE_THE_MODEL_PLANE)
+
+
+@pytest.mark.parametrize("part", CONTROL_PLANE)
+def test_the_control_plane_imports_without_torch(part: str) -> None:
+    import_apart(modules_of(part), TORCH_FAMILY)
+
+
+def test_planning_imports_with_the_standard_library_alone() -> None:
+    import_apart(modules_of("planning"), [], library_only=True)
+
+
+@pytest.mark.parametrize(("module", "library_only"), [("torch", False), ("numpy", True)])
+def test_the_blocker_blocks(module: str, library_only: bool) -> None:
+    with pytest.raises(AssertionError, match=f"{module} is blocked in this process"):
+        import_apart([module], ["torch"], library_only=library_only)
