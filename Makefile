@@ -21,8 +21,8 @@ install: system-packages $(STAMP) ## Make .venv with the live-avatar command, al
 
 $(STAMP): pyproject.toml constraints.txt
 	@fail() { echo "make install: $$1" >&2; exit 1; }
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail \
-		"$(PYTHON) is $$($(PYTHON) --version 2>&1 || true), but 3.11 or newer is needed; install one and name it: make $(MAKECMDGOALS) PYTHON=python3.12"
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || fail \
+		"$(PYTHON) is $$($(PYTHON) --version 2> /dev/null || echo missing), but 3.11 or newer is needed; install one and name it: make $(MAKECMDGOALS) PYTHON=python3.12"
 	echo "Setting up $(VENV) (some minutes the first time) ..."
 	$(PYTHON) -m venv $(VENV) || fail \
 		"$(PYTHON) cannot make a virtual environment; install its venv module (Debian and Ubuntu: apt-get install python3-venv)"
