@@ -49,7 +49,7 @@ check: install ## Lint, format, types and import contracts
 	@$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/lint-imports --no-logo 2>&1
+	$(BIN)/lint-imports --no-logo
 
 test: install check ## Run all that CI runs: check, then the tests, the whole-command ones last
 	@OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --ignore tests/end_to_end
