@@ -41,7 +41,7 @@ class CausalDiT(nn.Module):
         self.casual_audio_encoder = CausalAudioEncoder(config)  # the published spelling
         self.audio_injector = AudioInjector(config)
         self.trainable_cond_mask = nn.Embedding(3, dim)
-        self.frame_packer = FramePacker(config.in_dim, dim)
+        self.frame_packer = FramePacker(config.in_dim, dim, drop_mode="padd")
 
     def embed_text(self, context_LC: Tensor) -> list[KeyValues]:
         """Returns each layer's keys and values of the text [L, text_dim], zero-padded to text_len."""

@@ -1,0 +1,25 @@
+"""Prints, after the run, the largest error of every kind of reference data."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+from _pytest.terminal import TerminalReporter
+
+
+def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
+    worst: dict[str, dict[str, float]] = defaultdict(dict)
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        if report.when != "call" or "/parity/" not in report.fspath:
+            continue
+        folder = Path(report.fspath).stem.removeprefix("test_")
+        for kind, error in report.user_properties:
+            worst[folder][kind] = max(error, worst[folder].get(kind, 0.0))
+    if worst:
+        terminalreporter.section("parity: largest error by folder")
+    for folder, kinds in sorted(worst.items()):
+        listed = ", ".join(f"{kind} {error:.1e}" for kind, error in sorted(kinds.items()))
+        terminalreporter.write_line(f"{folder}: {listed}")
+
+
