@@ -21,6 +21,7 @@ class ImageLimits(Frozen):
     max_pixels: int = Field(default=50_000_000, gt=0)
     max_side: int = Field(default=16_384, gt=0)
     min_side: int = Field(default=32, gt=0)
+    max_aspect: float = Field(default=16.0, ge=1)
 
 
 class AudioLimits(Frozen):
