@@ -6,7 +6,7 @@ that fits one window is encoded whole, as the reference does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -168,16 +168,15 @@ class SpeechFeatures:
         return torch.zeros(1, self._encoder.num_states, size, frames, device=self._encoder.device)
 
 
-def to_transformers_names(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def to_transformers_names(published: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
     """Renames the tensors of a wav2vec2 file to those of `SpeechEncoder`; the unused CTC head is left out.
 
-    Older files split the positional convolution into weight_g and weight_v.
+    Older files name the halves of the positional convolution weight_g and weight_v.
     """
     norm = "pos_conv_embed.conv.parametrizations.weight.original"
-    renamed = {}
-    for name, tensor in published.items():
-        if name.startswith("lm_head."):
+    for published_name, tensor in published:
+        if published_name.startswith("lm_head."):
             continue
-        name = name.replace("pos_conv_embed.conv.weight_g", f"{norm}0").replace("pos_conv_embed.conv.weight_v", f"{norm}1")
-        renamed[name if name.startswith("wav2vec2.") else f"wav2vec2.{name}"] = tensor
-    return renamed
+        name = published_name if published_name.startswith("wav2vec2.") else f"wav2vec2.{published_name}"
+        name = name.replace("pos_conv_embed.conv.weight_g", f"{norm}0")
+        yield name.replace("pos_conv_embed.conv.weight_v", f"{norm}1"), tensor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -44,6 +44,7 @@ class TextEncoder(nn.Module):
                 dropout_rate=0.0,
             )
         )
+        self.umt5.encoder.embed_tokens = self.umt5.shared  # one module, so that its weight is loaded once
 
     def forward(self, ids_L: Tensor) -> Tensor:
         """Returns the text context [L, dim] of one prompt's token ids [L].
@@ -54,14 +55,9 @@ class TextEncoder(nn.Module):
         return self.umt5(input_ids=ids_L[None], attention_mask=mask).last_hidden_state[0]
 
 
-def to_transformers_names(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def to_transformers_names(published: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
     """Renames the tensors of a published `models_t5_*.pth` to those of `TextEncoder`; unknown names stay."""
-    renamed = {}
-    for name, tensor in published.items():
-        renamed[_transformers_name(name)] = tensor
-    if "token_embedding.weight" in published:
-        renamed["umt5.encoder.embed_tokens.weight"] = published["token_embedding.weight"]
-    return renamed
+    return ((_transformers_name(name), tensor) for name, tensor in published)
 
 
 def _transformers_name(name: str) -> str:

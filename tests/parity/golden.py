@@ -8,10 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from serve_app.model.checkpoint import Placement
+
 GOLDEN_DIR = Path(os.environ.get("GOLDEN_DIR") or Path(__file__).parent.parent / "golden")
+CPU_FLOAT32 = Placement(torch.device("cpu"), torch.float32)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,7 @@ from transformers import Wav2Vec2Config
 
 from serve_app.media.audio import to_model_rate
 from serve_app.model.audio_encoder import CausalAudioEncoder
+from serve_app.model.checkpoint import fill
 from serve_app.model.config import DiTConfig
 from serve_app.model.speech_encoder import (
     SpeechEncoder,
@@ -23,7 +24,7 @@ from serve_app.model.speech_encoder import (
     resample_states,
     to_transformers_names,
 )
-from tests.parity.golden import GOLDEN_DIR, Golden, cases, largest_error, load
+from tests.parity.golden import CPU_FLOAT32, GOLDEN_DIR, Golden, cases, largest_error, load
 
 RESAMPLE_TOLERANCE = 1e-6
 INTERPOLATION_TOLERANCE = 1e-5
@@ -91,8 +92,7 @@ def _speech_golden(path: Path) -> tuple[Golden, dict[str, torch.Tensor]]:
 def test_speech_features_match_the_reference(path: Path, case: dict[str, Any], record_property: Any) -> None:
     golden, weights = _speech_golden(path)
     encoder = SpeechEncoder(Wav2Vec2Config(**golden.spec["config"])).eval()
-    renamed = to_transformers_names(weights)
-    encoder.load_state_dict(renamed)
+    fill(encoder, to_transformers_names(weights.items()), CPU_FLOAT32, source=path.name)
     name = f"c{case['case']}"
     speech = golden.tensors[f"{name}.pcm_s16"].float() / 32768
     with torch.inference_mode():
@@ -124,7 +124,7 @@ def test_there_are_resampling_cases() -> None:
 def test_resampling_matches_the_reference(path: Path, case: dict[str, Any], record_property: Any) -> None:
     tensors = load_file(path.with_name("resample.safetensors"))
     pcm = tensors[f"{case['case']}.pcm_s16"].numpy().astype(np.float32) / 32768
-    speech = torch.from_numpy(to_model_rate(pcm.mean(axis=1), case["sample_rate"]))
+    speech = torch.from_numpy(to_model_rate(pcm.mean(axis=1), sample_rate=case["sample_rate"]))
     error = largest_error(speech, tensors[f"{case['case']}.out16k"])
     record_property("resampling", error)
     assert error <= RESAMPLE_TOLERANCE

@@ -73,7 +73,7 @@ def test_the_fitted_portrait_matches_the_reference(path: Any, name: str, record_
     golden = load(path)
     case = next(case for case in golden.spec["cases"] if case["case"] == name)
     image = golden.tensors[f"{name}.image_u8"].numpy()
-    fitted = fit_portrait(image, Size(width=case["target_w"], height=case["target_h"]), "area")
+    fitted = fit_portrait(image, size=Size(width=case["target_w"], height=case["target_h"]), fit="area")
     pixels = torch.from_numpy(fitted).permute(2, 0, 1).float() / 127.5 - 1
     error = largest_error(pixels, golden.tensors[f"{name}.pixels"])
     record_property("pixels", error)

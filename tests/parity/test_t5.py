@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from serve_app.model.checkpoint import fill
 from serve_app.model.config import TextEncoderConfig
 from serve_app.model.text_encoder import TextEncoder, to_transformers_names
-from tests.parity.golden import cases, largest_error, load
+from tests.parity.golden import CPU_FLOAT32, cases, largest_error, load
 
 TOLERANCE = 6e-5
 
@@ -20,7 +21,7 @@ CASES = [(path, case["case"]) for path in cases("t5") for case in load(path).spe
 def test_context_matches_the_reference(path: Any, number: int, record_property: Any) -> None:
     golden = load(path)
     encoder = TextEncoder(TextEncoderConfig.from_json(golden.spec["config"])).eval()
-    encoder.load_state_dict(to_transformers_names(golden.weights()))
+    fill(encoder, to_transformers_names(golden.weights().items()), CPU_FLOAT32, source=path.name)
     case = next(case for case in golden.spec["cases"] if case["case"] == number)
     for sample, valid in enumerate(case["valid"]):
         ids = golden.tensors[f"c{number}.ids"][sample]
