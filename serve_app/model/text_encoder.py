@@ -26,6 +26,10 @@ _LAYER_NAMES = {
 }
 
 
+_OUTER_NAMES = {"token_embedding.weight": "umt5.shared.weight", "norm.weight": "umt5.encoder.final_layer_norm.weight"}
+_LAYER_PREFIX = "umt5.encoder.block."
+
+
 class TextEncoder(nn.Module):
     """Encodes token ids; parameters live in `self.umt5` under transformers' names."""
 
@@ -60,16 +64,27 @@ def to_transformers_names(published: Iterable[tuple[str, Tensor]]) -> Iterator[t
     return ((_transformers_name(name), tensor) for name, tensor in published)
 
 
+def published_name(name: str) -> str:
+    """Returns the published name of a parameter of `TextEncoder`."""
+    if name in _OUTER_NAMES.values():
+        return next(published for published, ours in _OUTER_NAMES.items() if ours == name)
+    layer, inner, leaf = _parts(name.removeprefix(_LAYER_PREFIX))
+    published = next(published for published, ours in _LAYER_NAMES.items() if ours == inner)
+    return f"blocks.{layer}.{published}.{leaf}"
+
+
 def _transformers_name(name: str) -> str:
-    if name == "token_embedding.weight":
-        return "umt5.shared.weight"
-    if name == "norm.weight":
-        return "umt5.encoder.final_layer_norm.weight"
-    parts = name.split(".")
-    inner = ".".join(parts[2:-1])
-    if parts[0] != "blocks" or inner not in _LAYER_NAMES:
-        return name
-    return f"umt5.encoder.block.{parts[1]}.{_LAYER_NAMES[inner]}.{parts[-1]}"
+    if name in _OUTER_NAMES:
+        return _OUTER_NAMES[name]
+    layer, inner, leaf = _parts(name.removeprefix("blocks."))
+    return f"{_LAYER_PREFIX}{layer}.{_LAYER_NAMES[inner]}.{leaf}" if inner in _LAYER_NAMES else name
+
+
+def _parts(name: str) -> tuple[str, str, str]:
+    """Splits "<layer>.<inner>.<leaf>"."""
+    layer, _, rest = name.partition(".")
+    inner, _, leaf = rest.rpartition(".")
+    return layer, inner, leaf
 
 
 class PromptTokenizer:

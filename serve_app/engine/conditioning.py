@@ -1,0 +1,68 @@
+"""Conditions: what the denoiser needs to know of one video, made once from prompt, portrait and voice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from serve_app.model.checkpoint import Checkpoint, Placement
+from serve_app.model.reference import MOTION_LATENTS
+from serve_app.model.speech_encoder import SpeechEncoder, SpeechFeatures
+from serve_app.model.text_encoder import PromptTokenizer, TextEncoder
+from serve_app.model.vae import VideoVAE
+from serve_app.planning.geometry import FRAMES_PER_LATENT
+from serve_app.task import RenderTask
+
+MOTION_FRAMES = 1 + (MOTION_LATENTS - 1) * FRAMES_PER_LATENT
+"""The portrait stands still for this many frames before the video begins."""
+
+
+@dataclass(frozen=True, eq=False)
+class Conditions:
+    """`text` [L, text_dim]; `motion` latents [16, 19, h, w]; `speech` answers features block by block."""
+
+    text: Tensor
+    motion: Tensor
+    speech: SpeechFeatures
+
+    @property
+    def reference(self) -> Tensor:
+        """The portrait as one latent frame [16, 1, h, w]: a causal encoder sees the first frame alone."""
+        return self.motion[:, :1]
+
+
+@dataclass(frozen=True, eq=False)
+class Conditioner:
+    """The encoders, shared by all videos; they keep nothing of any."""
+
+    tokenizer: PromptTokenizer
+    text_encoder: TextEncoder
+    speech_encoder: SpeechEncoder
+    vae: VideoVAE
+
+    def __call__(self, task: RenderTask) -> Conditions:
+        device = self.vae.conv1.weight.device
+        return Conditions(
+            text=self.text_encoder(self.tokenizer(task.prompt).to(device)),
+            motion=self.vae.encode(_still(task, device)),
+            speech=SpeechFeatures(self.speech_encoder, torch.from_numpy(task.speech)),
+        )
+
+
+def load_conditioner(checkpoint: Checkpoint, vae: VideoVAE, placement: Placement, *, text_len: int) -> Conditioner:
+    """Loads the encoders; the VAE is the one that decodes as well."""
+    return Conditioner(
+        tokenizer=checkpoint.load_tokenizer(text_len),
+        text_encoder=checkpoint.load_text_encoder(placement),
+        speech_encoder=checkpoint.load_speech_encoder(placement),
+        vae=vae,
+    )
+
+
+def _still(task: RenderTask, device: torch.device) -> Tensor:
+    """Returns the portrait as a video [3, 73, H, W] in [-1, 1] that takes the memory of one frame."""
+    pixels_HWC = torch.from_numpy(task.image).to(device)
+    frame_CHW = pixels_HWC.permute(2, 0, 1).float() / 127.5 - 1
+    return frame_CHW[:, None].expand(-1, MOTION_FRAMES, -1, -1)

@@ -1,0 +1,186 @@
+"""Rollout: the denoising side of one video. Call (block, step) needs only (block, step - 1) and (block - 1, step).
+
+All state of the video is here, so videos in a row or interleaved never meet. Any rank may own any set of
+steps: it makes the calls of its steps, in the order of the blocks.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from serve_app.engine.conditioning import Conditions
+from serve_app.model.audio_injector import AudioConditions
+from serve_app.model.dit import CausalDiT
+from serve_app.model.flow_match import NoiseSchedule, euler_step
+from serve_app.model.kv_cache import BlockMemory, Sink, WindowCache
+from serve_app.model.reference import motion_table, reference_position
+from serve_app.model.rope import RopePrecision, RopeTable, grid_table, join
+from serve_app.planning.geometry import (
+    FRAMES_PER_BLOCK,
+    LATENT_FRAMES_PER_BLOCK,
+    BlockPosition,
+    Size,
+    Timeline,
+)
+
+ReferenceDistance = Callable[[int, int], int]
+"""(block, step) -> how many frames at least the reference stands ahead of the block."""
+
+MIN_DISTANCE, MAX_DISTANCE = 4, 30
+
+
+def drawn_distance(seed: int) -> ReferenceDistance:
+    """Returns distances drawn uniformly from 4..30: a pure function of (seed, block, step), equal on all ranks."""
+    return lambda block, step: random.Random(f"{seed}/{block}/{step}").randint(MIN_DISTANCE, MAX_DISTANCE)  # noqa: S311
+
+
+@dataclass(frozen=True)
+class RolloutPlan:
+    """The numbers of one rollout."""
+
+    size: Size
+    timeline: Timeline
+    schedule: NoiseSchedule
+    seed: int
+    replace_reference: bool
+    distance: ReferenceDistance
+    rope_precision: RopePrecision = "float16"
+
+
+@dataclass(frozen=True, eq=False)
+class _PreparedBlock:
+    """What all steps of one block share."""
+
+    index: int
+    audio: AudioConditions
+    rope: RopeTable
+
+
+class Rollout:
+    """Denoises the blocks of one video, one (block, step) call at a time."""
+
+    def __init__(self, dit: CausalDiT, conditions: Conditions, plan: RolloutPlan) -> None:
+        self.plan = plan
+        self._dit = dit
+        self._conditions = conditions
+        self._device = dit.head.head.weight.device
+        self._text = dit.embed_text(conditions.text)
+        self._motion_rope = motion_table(
+            plan.size.latent_height,
+            plan.size.latent_width,
+            head_dim=dit.config.head_dim,
+            precision=plan.rope_precision,
+        )
+        self._windows: dict[int, WindowCache] = {}
+        self._clip_noise: tuple[int, Tensor] | None = None
+        self._new_reference: Tensor | None = None
+        self._sink = self._prefill(conditions.reference)
+        self._sink_is_final = not plan.replace_reference
+        self._prepared: _PreparedBlock | None = None
+
+    def noise(self, block: BlockPosition) -> Tensor:
+        """Returns the block's starting latents [16, 3, h, w]: a slice of its clip's noise, seeded seed + clip."""
+        if self._clip_noise is None or self._clip_noise[0] != block.clip:
+            self._clip_noise = block.clip, self._draw_noise(block.clip)
+        start = block.in_clip * LATENT_FRAMES_PER_BLOCK
+        return self._clip_noise[1][:, start : start + LATENT_FRAMES_PER_BLOCK].to(self._device)
+
+    def denoise(self, latents_CTHW: Tensor, block: BlockPosition, step: int) -> Tensor:
+        """Makes call (block, step): returns the latents after this step, float32 [16, 3, h, w]."""
+        if block.clip > 0 and not self._sink_is_final:
+            self._refill_sink()
+        prepared = self._prepare(block)
+        velocity = self._dit(
+            latents_CTHW,
+            timestep=self.plan.schedule.timesteps[step],
+            text=self._text,
+            audio=prepared.audio,
+            rope=prepared.rope,
+            memory=self._memory(block, step),
+        )
+        sigmas = self.plan.schedule.sigmas
+        return euler_step(latents_CTHW, velocity, sigma=sigmas[step], next_sigma=sigmas[step + 1])
+
+    def finished(self, latents_CTHW: Tensor, block: BlockPosition) -> None:
+        """Notes a finished block: the first frame of block 0 becomes the reference from clip 1 on."""
+        if block.index == 0:
+            self._new_reference = latents_CTHW[:, :1]
+
+    def _prefill(self, reference_C1HW: Tensor) -> Sink:
+        return self._dit.prefill_sink(
+            reference_C1HW,
+            self._conditions.motion,
+            text=self._text,
+            rope=self._sink_rope(first_frame=0, distance=MAX_DISTANCE),
+        )
+
+    def _refill_sink(self) -> None:
+        assert self._new_reference is not None, "clip 1 began before block 0 was finished"
+        self._sink = self._prefill(self._new_reference)
+        self._sink_is_final = True
+
+    def _prepare(self, block: BlockPosition) -> _PreparedBlock:
+        if self._prepared is None or self._prepared.index != block.index:
+            first_video_frame = block.index * FRAMES_PER_BLOCK
+            features = self._conditions.speech.frames(range(first_video_frame, first_video_frame + FRAMES_PER_BLOCK))
+            first = block.first_latent_frame
+            self._prepared = _PreparedBlock(
+                index=block.index,
+                audio=self._dit.embed_audio(features.to(self._device)),
+                rope=self._frames_rope(list(range(first, first + LATENT_FRAMES_PER_BLOCK))).to(self._device),
+            )
+        return self._prepared
+
+    def _memory(self, block: BlockPosition, step: int) -> BlockMemory:
+        tokens_per_block = LATENT_FRAMES_PER_BLOCK * self.plan.size.tokens_per_frame
+        blocks_seen = min(block.index + 1, self.plan.timeline.blocks_per_clip)
+        return BlockMemory(
+            sink=self._sink,
+            window=self._window(step),
+            sink_rope=self._sink_rope(
+                first_frame=block.first_latent_frame, distance=self.plan.distance(block.index, step)
+            ),
+            start=block.slot * tokens_per_block,
+            filled=blocks_seen * tokens_per_block,
+        )
+
+    def _window(self, step: int) -> WindowCache:
+        if step not in self._windows:
+            keys = self._sink.keys[0]
+            self._windows[step] = WindowCache(
+                num_layers=self._dit.config.num_layers,
+                num_tokens=self.plan.timeline.window_latent_frames * self.plan.size.tokens_per_frame,
+                num_heads=keys.shape[2],
+                head_dim=keys.shape[3],
+                like=keys,
+            )
+        return self._windows[step]
+
+    def _sink_rope(self, *, first_frame: int, distance: int) -> RopeTable:
+        reference = self._frames_rope([reference_position(first_frame, distance)])
+        return join([reference, self._motion_rope]).to(self._device)
+
+    def _frames_rope(self, frames: list[int]) -> RopeTable:
+        return grid_table(
+            frames,
+            range(self.plan.size.latent_height // 2),
+            range(self.plan.size.latent_width // 2),
+            head_dim=self._dit.config.head_dim,
+            precision=self.plan.rope_precision,
+        )
+
+    def _draw_noise(self, clip: int) -> Tensor:
+        """Draws on the CPU in float32, whatever the device, so that every machine starts from the same noise."""
+        shape = (
+            self._dit.config.in_dim,
+            self.plan.timeline.window_latent_frames,
+            self.plan.size.latent_height,
+            self.plan.size.latent_width,
+        )
+        generator = torch.Generator().manual_seed(self.plan.seed + clip)
+        return torch.randn(shape, generator=generator, dtype=torch.float32)
