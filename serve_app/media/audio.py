@@ -157,13 +157,17 @@ class SoundTrack:
 
     def read(self, num_samples: int) -> NDArray[np.float32]:
         """Returns the next float32 [num_samples, channels]; fewer, then none, once the sound is over."""
-        parts, missing = [self._rest], num_samples - len(self._rest)
-        while missing > 0 and (chunk := next(self._chunks, None)) is not None:
-            parts.append(chunk)
-            missing -= len(chunk)
-        joined = np.concatenate(parts)
-        self._rest = joined[num_samples:]
-        return joined[:num_samples]
+        parts, missing = [self._rest[:0]], num_samples
+        while missing > 0:
+            if len(self._rest) == 0:
+                chunk = next(self._chunks, None)
+                if chunk is None:
+                    break
+                self._rest = chunk
+            part, self._rest = self._rest[:missing], self._rest[missing:]
+            parts.append(part)
+            missing -= len(part)
+        return np.concatenate(parts)
 
 
 @contextmanager
