@@ -75,7 +75,8 @@ def open_pcm(path: Path, *, limits: AudioLimits) -> Iterator[Pcm]:
 def _opened(path: Path, file: BinaryIO) -> InputContainer:
     try:
         # The open file, not its name: libav would take a name like "http:x" for an address.
-        return av.open(file, "r", options={"format_whitelist": FORMATS})
+        # Titles in other encodings than UTF-8 are common and of no interest.
+        return av.open(file, "r", options={"format_whitelist": FORMATS}, metadata_errors="replace")
     except (av.error.FFmpegError, OSError) as error:
         raise _unsupported(f'"{path}" is not a sound file ({error})', _KINDS) from error
 
@@ -150,7 +151,10 @@ def _chain(first: AudioFrame, rest: Iterator[AudioFrame]) -> Iterator[AudioFrame
 
 def _to_float(path: Path, frame: AudioFrame) -> NDArray[np.float32]:
     """Returns the samples of a frame as float32 [samples, channels] within [-1, 1]: an integer's lowest value is -1."""
-    raw = frame.to_ndarray()
+    try:
+        raw = frame.to_ndarray()
+    except ValueError as error:
+        raise _unsupported(f'"{path}" has samples of kind {frame.format.name}', _EXPORT) from error
     by_sample = raw.T if frame.format.is_planar else raw.reshape(-1, frame.layout.nb_channels)
     if by_sample.dtype.kind in "iu":
         # Powers of two: both steps are exact. Only 8-bit sound is unsigned.

@@ -1,0 +1,144 @@
+"""The `live-avatar` command."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from tqdm import tqdm
+
+from serve_app.errors import AvatarError
+from serve_app.rendering.frames import InProcessSource
+from serve_app.rendering.pipeline import Progress, RenderResult, render
+from serve_app.schemas.config import AppConfig
+from serve_app.schemas.render import (
+    DEFAULT_INFER_FRAMES,
+    DEFAULT_SAMPLE_STEPS,
+    DEFAULT_SEED,
+    DEFAULT_SIZE,
+    RenderSpec,
+)
+from serve_app.storage.local import local_file
+
+TINY_CHECKPOINT = "tiny"
+TINY_SIZE = "128*128"
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0 done, 1 failed, 2 bad input, 130 interrupted, 143 terminated."""
+    signal.signal(signal.SIGTERM, _terminate)
+    options = build_parser().parse_args(with_dashes(sys.argv[1:] if arguments is None else arguments))
+    try:
+        return _render(options)
+    except AvatarError as error:
+        print(f"live-avatar: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("live-avatar: interrupted; nothing was written", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of all commands; flags are spelled with dashes (`with_dashes` maps the other spelling)."""
+    parser = argparse.ArgumentParser(prog="live-avatar", description="A portrait, a voice and a sentence: a video.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    _add_render(commands.add_parser("render", help="render one video on this machine", allow_abbrev=False))
+    return parser
+
+
+def with_dashes(arguments: Sequence[str]) -> list[str]:
+    """Returns the arguments with `--num_clip` spelled `--num-clip`; values are left alone."""
+    return [_dashed(argument) if argument.startswith("--") else argument for argument in arguments]
+
+
+def _dashed(flag: str) -> str:
+    name, equals, value = flag.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+def _add_render(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--image", required=True, help="portrait: PNG, JPEG, WebP, ...")
+    add("--audio", required=True, help="voice: WAV, MP3, M4A, FLAC, OGG, ...")
+    add("--prompt", required=True, help="what the video shows: person, clothes and pose, scene, light, style")
+    add("--size", help=f"WIDTH*HEIGHT (default {DEFAULT_SIZE}, for the tiny model {TINY_SIZE})")
+    add("--fit", choices=("area", "exact"), default="area", help="--size as an area cap (default), or exactly")
+    add("--num-clip", type=int, help="end after so many clips (default: the audio decides)")
+    add("--infer-frames", type=int, default=DEFAULT_INFER_FRAMES, help="frames per clip and KV window (default 48)")
+    add("--sample-steps", type=int, default=DEFAULT_SAMPLE_STEPS, help="denoising steps per block (default 4)")
+    add("--seed", type=int, default=DEFAULT_SEED, help="same seed, same video (default 420)")
+    add("--checkpoint", default=TINY_CHECKPOINT, help="checkpoint folder (default: the built-in tiny model)")
+    add("--out", type=Path, default=Path("output.mp4"), help="where the MP4 goes (default output.mp4)")
+
+
+def _render(options: argparse.Namespace) -> int:
+    config = AppConfig()
+    spec = _spec(options)
+    with _ProgressBar() as bar:
+        result = render(
+            spec,
+            source=InProcessSource(checkpoint=options.checkpoint, cache_dir=config.cache_dir),
+            sink=local_file(options.out),
+            config=config,
+            on_progress=bar.show,
+            is_cancelled=lambda: False,
+        )
+    print(_summary(result))
+    return 0
+
+
+def _spec(options: argparse.Namespace) -> RenderSpec:
+    default_size = TINY_SIZE if options.checkpoint == TINY_CHECKPOINT else DEFAULT_SIZE
+    return RenderSpec.from_request(
+        image=options.image,
+        audio=options.audio,
+        prompt=options.prompt,
+        size=options.size or default_size,
+        fit=options.fit,
+        num_clip=options.num_clip,
+        infer_frames=options.infer_frames,
+        sample_steps=options.sample_steps,
+        seed=options.seed,
+    )
+
+
+class _ProgressBar:
+    """Shows frames per second and the time left on standard error; warnings once, above the bar."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm[None] | None = None
+
+    def __enter__(self) -> _ProgressBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def show(self, progress: Progress) -> None:
+        if self._bar is None:
+            for warning in progress.warnings:
+                print(f"warning: {warning}", file=sys.stderr)
+            self._bar = tqdm(total=progress.num_frames, unit="frame", desc=f"{progress.size}", file=sys.stderr)
+        self._bar.update(progress.frames_done - self._bar.n)
+
+
+def _summary(result: RenderResult) -> str:
+    return (
+        f"{result.location}: {result.size}, {result.num_frames} frames, {result.seconds:.2f} s of video "
+        f"in {result.render_seconds:.1f} s ({result.speed:.2f}x real time)"
+    )
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    sys.exit(EXIT_TERMINATED)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

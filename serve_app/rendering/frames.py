@@ -1,0 +1,65 @@
+"""Where frames come from: the FrameSource seam and its in-process implementation."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve_app.planning.geometry import STARTUP_FRAMES, Timeline
+from serve_app.task import FrameBlock, RenderTask
+
+IsCancelled = Callable[[], bool]
+
+PROGRAM = "serve_app.engine.rank_program:AvatarProgram"
+"""Loaded by import path, so that torch enters only the process that computes."""
+
+
+class FrameSource(Protocol):
+    """Makes the frames of a task, block by block."""
+
+    def frames(self, task: RenderTask, *, is_cancelled: IsCancelled) -> Iterator[FrameBlock]:
+        """Yields every block in order; raises RenderCancelledError at the first border after a cancel."""
+        ...
+
+
+class _Program(Protocol):
+    def run(self, task: RenderTask, *, is_cancelled: IsCancelled) -> Iterator[FrameBlock]: ...
+
+
+class InProcessSource:
+    """Computes in this process; the networks are loaded for the first task and kept for the next."""
+
+    def __init__(self, *, checkpoint: str, cache_dir: Path) -> None:
+        """`checkpoint`: a folder in the published layout, or "tiny" for the built-in model kept in `cache_dir`."""
+        self._checkpoint = checkpoint
+        self._cache_dir = cache_dir
+        self._program: _Program | None = None
+
+    def frames(self, task: RenderTask, *, is_cancelled: IsCancelled) -> Iterator[FrameBlock]:
+        """See FrameSource; the first call may raise CheckpointError."""
+        if self._program is None:
+            self._program = self._load()
+        return self._program.run(task, is_cancelled=is_cancelled)
+
+    def _load(self) -> _Program:
+        module, _, name = PROGRAM.partition(":")
+        make = cast("Callable[..., _Program]", getattr(importlib.import_module(module), name))
+        return make(checkpoint=self._checkpoint, cache_dir=self._cache_dir)
+
+
+def in_file_time(blocks: Iterable[FrameBlock], timeline: Timeline) -> Iterator[NDArray[np.uint8]]:
+    """Yields for every block the frames that the file shows during it, uint8 [T, H, W, 3], T <= 12.
+
+    Sound starts with the first frame, but the decoder's start-up swallows three: the first one made stands in
+    for them, so that lips and voice agree. The last block ends with the video.
+    """
+    for block in blocks:
+        frames = block.frames
+        if block.index == 0:
+            frames = np.concatenate((np.repeat(frames[:1], STARTUP_FRAMES, axis=0), frames))
+        yield frames[: len(timeline.block_frames(block.index))]

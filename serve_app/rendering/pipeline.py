@@ -1,0 +1,93 @@
+"""The one render path: spec in, video out. The command line, the service and bulk all come through here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from serve_app.media.audio import open_sound_track
+from serve_app.media.probe import QualityWarning
+from serve_app.media.video_writer import VideoWriter
+from serve_app.planning.geometry import Size
+from serve_app.rendering.frames import FrameSource, IsCancelled, in_file_time
+from serve_app.rendering.inputs import RenderInputs, read_inputs
+from serve_app.schemas.config import AppConfig
+from serve_app.schemas.render import RenderSpec
+from serve_app.storage.base import OpenSink, VideoSink
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a render is, told when its inputs are read and at every block border."""
+
+    size: Size
+    frames_done: int
+    num_frames: int
+    warnings: tuple[QualityWarning, ...]
+
+
+@dataclass(frozen=True)
+class RenderResult:
+    """A finished video; `render_seconds` is the time it took, inputs and loading included."""
+
+    location: str
+    size: Size
+    num_frames: int
+    seconds: float
+    render_seconds: float
+
+    @property
+    def speed(self) -> float:
+        """Seconds of video made per second."""
+        return self.seconds / self.render_seconds
+
+
+def render(
+    spec: RenderSpec,
+    *,
+    source: FrameSource,
+    sink: OpenSink,
+    config: AppConfig,
+    on_progress: Callable[[Progress], None],
+    is_cancelled: IsCancelled,
+) -> RenderResult:
+    """Renders one video, writing each block as soon as it is made, and commits it when it is whole.
+
+    Raises an AvatarError, RenderCancelledError among them; then nothing is left behind.
+    """
+    started = time.perf_counter()
+    inputs = read_inputs(spec, config=config)
+    with sink as video:
+        _render_blocks(inputs, source, video, config, on_progress, is_cancelled)
+        location = video.commit()
+    timeline = inputs.task.timeline
+    return RenderResult(
+        location=location,
+        size=inputs.task.size,
+        num_frames=timeline.num_frames,
+        seconds=timeline.seconds,
+        render_seconds=time.perf_counter() - started,
+    )
+
+
+def _render_blocks(
+    inputs: RenderInputs,
+    source: FrameSource,
+    video: VideoSink,
+    config: AppConfig,
+    on_progress: Callable[[Progress], None],
+    is_cancelled: IsCancelled,
+) -> None:
+    task = inputs.task
+    num_frames, frames_done = task.timeline.num_frames, 0
+    on_progress(Progress(task.size, frames_done, num_frames, inputs.warnings))
+    with (
+        open_sound_track(inputs.sound, limits=config.audio) as sound,
+        VideoWriter(task.size, sound=sound, num_frames=num_frames, encoding=config.encoding) as writer,
+    ):
+        video.append(writer.init_segment())
+        for frames in in_file_time(source.frames(task, is_cancelled=is_cancelled), task.timeline):
+            video.append(writer.write_block(frames))
+            frames_done += len(frames)
+            on_progress(Progress(task.size, frames_done, num_frames, inputs.warnings))

@@ -1,0 +1,86 @@
+"""Videos in a local folder: written beside their place under another name, and moved there when whole."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from serve_app.errors import OutputError
+
+
+class LocalFile:
+    """A VideoSink for one file; fragments reach the disk as they are appended."""
+
+    def __init__(self, target: Path, unfinished: Path, file: BinaryIO) -> None:
+        self._target = target
+        self._unfinished = unfinished
+        self._file = file
+
+    def append(self, fragment: bytes) -> None:
+        rest = memoryview(fragment)
+        try:
+            while rest:  # an unbuffered write may take a part only
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            raise _not_written(self._target, error) from error
+
+    def commit(self) -> str:
+        """Syncs the file and moves it to its place, over an earlier video of that name."""
+        try:
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._unfinished.replace(self._target)
+        except OSError as error:
+            raise _not_written(self._target, error) from error
+        return str(self._target)
+
+
+@contextmanager
+def local_file(target: Path) -> Iterator[LocalFile]:
+    """Opens the place of a video, making its folder; raises OutputError when it cannot be written.
+
+    Without a commit nothing stays: neither the unfinished file nor a folder made for it.
+    """
+    if target.is_dir():
+        raise OutputError(f'"{target}" is a folder', remedy="name a file, for example video.mp4", param="out")
+    made = _missing_folders(target.parent)
+    unfinished = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    try:
+        with _create(target, unfinished) as file:
+            yield LocalFile(target, unfinished, file)
+    finally:
+        unfinished.unlink(missing_ok=True)
+        _remove_if_empty(made)
+
+
+def _create(target: Path, unfinished: Path) -> BinaryIO:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return unfinished.open("xb", buffering=0)
+    except OSError as error:
+        raise _not_written(target, error) from error
+
+
+def _missing_folders(folder: Path) -> list[Path]:
+    """Returns the folders that do not exist yet, innermost first."""
+    return [path for path in (folder, *folder.parents) if not path.exists()]
+
+
+def _remove_if_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:  # it holds the committed video, or something of another process
+            return
+
+
+def _not_written(target: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f'"{target}" cannot be written: {error.strerror}',
+        remedy="choose a folder that exists, is writable and has free space",
+        param="out",
+    )
