@@ -174,6 +174,15 @@ def test_a_wav_from_a_pipe_states_no_length_and_is_read(
     assert read_speech(path, limits=LIMITS).num_samples == 16_000
 
 
+def test_a_title_that_is_no_utf_8_does_no_harm(write_wav: Callable[..., Path], tone: Tone) -> None:
+    path = write_wav(tone(1, 16_000), 16_000)
+    title = b"INFOINAM\x04\0\0\0\xe9\xff\xfe\0"
+    content = bytearray(path.read_bytes() + b"LIST" + len(title).to_bytes(4, "little") + title)
+    content[4:8] = (len(content) - 8).to_bytes(4, "little")
+    path.write_bytes(content)
+    assert read_speech(path, limits=LIMITS).num_samples == 16_000
+
+
 @pytest.mark.parametrize("junk", [b"TAG" + bytes(125), bytes(900), b"text " * 180])
 def test_foreign_bytes_after_the_end_of_an_mp3_do_no_harm(
     encode_sound: Callable[..., Path], tone: Tone, junk: bytes
