@@ -32,7 +32,7 @@ def load_portrait(path: Path, *, limits: ImageLimits) -> NDArray[np.uint8]:
         image = _open_header(file)
         _check_size(path, image, limits)
         upright = ImageOps.exif_transpose(image)
-        return np.asarray(_to_rgb(path, upright), dtype=np.uint8)
+        return np.array(_to_rgb(path, upright), dtype=np.uint8)
 
 
 def fit_portrait(rgb: NDArray[np.uint8], *, size: Size, fit: Fit) -> NDArray[np.uint8]:
@@ -144,4 +144,4 @@ def _fit_exact(image: Image.Image, size: Size) -> NDArray[np.uint8]:
     kept_height = min(size.height / scale, image.height)
     left, top = (image.width - kept_width) / 2, (image.height - kept_height) / 2
     box = (left, top, left + kept_width, top + kept_height)
-    return np.asarray(image.resize((size.width, size.height), Image.Resampling.BILINEAR, box=box))
+    return np.array(image.resize((size.width, size.height), Image.Resampling.BILINEAR, box=box))
