@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Never
 
 from tqdm import tqdm
 
@@ -112,7 +113,7 @@ class _ProgressBar:
     """Shows frames per second and the time left on standard error; warnings once, above the bar."""
 
     def __init__(self) -> None:
-        self._bar: tqdm[None] | None = None
+        self._bar: tqdm[Never] | None = None
 
     def __enter__(self) -> _ProgressBar:
         return self

@@ -21,5 +21,3 @@ def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
     for folder, kinds in sorted(worst.items()):
         listed = ", ".join(f"{kind} {error:.1e}" for kind, error in sorted(kinds.items()))
         terminalreporter.write_line(f"{folder}: {listed}")
-
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -51,7 +52,8 @@ class AudioInjector(nn.Module):
     def conditions(self, tokens_AFNC: Tensor, overall_AFC: Tensor, routing: Tensor | None) -> AudioConditions:
         """Prepares a block's audio; tokens [A, F, N, dim], overall [A, F, dim], routing [A, L, 1] or None."""
         injectors = []
-        for attention, adain in zip(self.injector, self.injector_adain_layers, strict=True):
+        for index in range(len(self.injector)):
+            attention, adain = self._pair(index)
             shift, scale = adain(overall_AFC)
             injectors.append(InjectorConditions(attention.key_values(tokens_AFNC.flatten(0, 1)), shift, scale))
         return AudioConditions(tuple(injectors), routing)
@@ -59,7 +61,7 @@ class AudioInjector(nn.Module):
     def forward(self, x_BLC: Tensor, layer: int, audio: AudioConditions) -> Tensor:
         """Returns the residual of `layer` [1, L, dim]; x [1, L, dim] in token order (frame, row, column)."""
         index = self.index_of_layer[layer]
-        attention, conditions = self.injector[index], audio.injectors[index]
+        (attention, _), conditions = self._pair(index), audio.injectors[index]
         speakers, frames = conditions.shift.shape[:2]
         x_AFSC = x_BLC.unflatten(1, (frames, -1)).expand(speakers, -1, -1, -1)
         normed = modulated_norm(x_AFSC, conditions.shift, conditions.scale, _ADAIN_EPS)
@@ -69,6 +71,9 @@ class AudioInjector(nn.Module):
         if audio.routing is not None:
             residual_ALC = residual_ALC * audio.routing
         return residual_ALC.sum(dim=0, keepdim=True)
+
+    def _pair(self, index: int) -> tuple[Attention, _AdaIN]:
+        return cast(Attention, self.injector[index]), cast(_AdaIN, self.injector_adain_layers[index])
 
 
 class _AdaIN(nn.Module):
@@ -81,4 +86,3 @@ class _AdaIN(nn.Module):
     def forward(self, overall_AFC: Tensor) -> tuple[Tensor, Tensor]:
         shift, scale = self.linear(functional.silu(overall_AFC)).float().unsqueeze(2).chunk(2, dim=-1)
         return shift, scale
-

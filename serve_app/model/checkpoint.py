@@ -139,11 +139,8 @@ def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:
 
 def _read_shards(folder: Path) -> Iterator[tuple[str, Tensor]]:
     index = folder / f"{DIT_STEM}.safetensors.index.json"
-    if index.is_file():
-        files = sorted(set(_read_json(index)["weight_map"].values()))
-    else:
-        files = [f"{DIT_STEM}.safetensors"]
-    for file in files:
+    sharded = _read_json(index)["weight_map"].values() if index.is_file() else [f"{DIT_STEM}.safetensors"]
+    for file in sorted(set(sharded)):
         yield from _read_safetensors(folder / file)
 
 

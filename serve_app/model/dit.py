@@ -6,6 +6,8 @@ Three calls make a video: `embed_text` once, `prefill_sink` for the portrait, an
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -43,11 +45,16 @@ class CausalDiT(nn.Module):
         self.trainable_cond_mask = nn.Embedding(3, dim)
         self.frame_packer = FramePacker(config.in_dim, dim, drop_mode="padd")
 
+    @property
+    def layers(self) -> list[DiTLayer]:
+        """The transformer layers, typed."""
+        return cast("list[DiTLayer]", list(self.blocks))
+
     def embed_text(self, context_LC: Tensor) -> list[KeyValues]:
         """Returns each layer's keys and values of the text [L, text_dim], zero-padded to text_len."""
         padded = functional.pad(context_LC, (0, 0, 0, self.config.text_len - context_LC.shape[0]))
         embedded = self.text_embedding(padded[None].to(self.head.head.weight.dtype))
-        return [layer.cross_attn.key_values(embedded) for layer in self.blocks]
+        return [layer.cross_attn.key_values(embedded) for layer in self.layers]
 
     def embed_audio(self, features_AKCF: Tensor, routing: Tensor | None = None) -> AudioConditions:
         """Prepares the voice of one block.
@@ -83,7 +90,7 @@ class CausalDiT(nn.Module):
         x_BLC = torch.cat((reference + kinds[_REFERENCE], motion + kinds[_MOTION]), dim=1).float()
         _, time_6C = self.embed_time(0.0)
         sink = Sink()
-        for layer, text_kv in zip(self.blocks, text, strict=True):
+        for layer, text_kv in zip(self.layers, text, strict=True):
             x_BLC = layer(x_BLC, time_6C, rope, text_kv, sink)
         return sink
 
@@ -104,7 +111,7 @@ class CausalDiT(nn.Module):
         """
         x_BLC = self._embed_block(latents_CTHW, pose_CTHW)
         time_C, time_6C = self.embed_time(timestep)
-        for layer, text_kv in zip(self.blocks, text, strict=True):
+        for layer, text_kv in zip(self.layers, text, strict=True):
             x_BLC = layer(x_BLC, time_6C, rope, text_kv, memory)
             if layer.index in self.audio_injector.index_of_layer:
                 x_BLC = x_BLC + self.audio_injector(x_BLC, layer.index, audio)

@@ -134,7 +134,7 @@ def _write_dit(base: Path, lora_file: Path, config: DiTConfig) -> None:
     _write_json(base / DIT_CONFIG, {"_class_name": "WanModel_S2V", "model_type": "s2v", **asdict(config)})
     tensors = {name: tensor.bfloat16() for name, tensor in _random_weights(dit).items()}
     names = sorted(tensors)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for shard in range(_SHARDS):
         file = f"{DIT_STEM}-{shard + 1:05d}-of-{_SHARDS:05d}.safetensors"
         members = names[shard::_SHARDS]

@@ -8,6 +8,7 @@ frame stands for four. Parameter names are the published ones.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -155,7 +156,9 @@ class _Upsample(nn.Module):
 
     def __init__(self, dim: int, *, temporal: bool) -> None:
         super().__init__()
-        self.resample = nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest-exact"), nn.Conv2d(dim, dim // 2, 3, padding=1))
+        self.resample = nn.Sequential(
+            nn.Upsample(scale_factor=2, mode="nearest-exact"), nn.Conv2d(dim, dim // 2, 3, padding=1)
+        )
         self.time_conv = CausalConv3d(dim, 2 * dim, (3, 1, 1)) if temporal else None
 
     def forward(self, x_BCTHW: Tensor, stream: Stream) -> Tensor:
@@ -204,7 +207,7 @@ class _Encoder(nn.Module):
         widths = [config.dim * multiplier for multiplier in (1, *config.dim_mult)]
         self.conv1 = CausalConv3d(3 * config.patch_size**2, widths[0], 3)
         layers: list[nn.Module] = []
-        for level, (in_dim, out_dim) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        for level, (in_dim, out_dim) in enumerate(pairwise(widths)):
             layers += _residual_blocks(in_dim, out_dim, config.num_res_blocks)
             if level < len(config.dim_mult) - 1:
                 layers.append(_Downsample(out_dim, temporal=config.temporal_downsample[level]))
@@ -224,7 +227,7 @@ class _Decoder(nn.Module):
         self.conv1 = CausalConv3d(config.z_dim, widths[0], 3)
         self.middle = _middle(widths[0])
         layers: list[nn.Module] = []
-        for level, (in_dim, out_dim) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        for level, (in_dim, out_dim) in enumerate(pairwise(widths)):
             # every level but the first comes out of an upsampling, which halves the channels
             layers += _residual_blocks(in_dim if level == 0 else in_dim // 2, out_dim, config.num_res_blocks + 1)
             if level < len(config.dim_mult) - 1:

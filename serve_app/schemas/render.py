@@ -40,7 +40,7 @@ class RenderSpec(Frozen):
     image: str = Field(min_length=1)
     audio: str = Field(min_length=1)
     prompt: str = Field(min_length=1, max_length=MAX_PROMPT_CHARACTERS)
-    size: WrittenSize = Field(default=DEFAULT_SIZE, validate_default=True)  # type: ignore[assignment]
+    size: WrittenSize = Field(default=DEFAULT_SIZE, validate_default=True)
     fit: Fit = "area"
     num_clip: int | None = Field(default=None, ge=1, le=100_000)
     infer_frames: Annotated[int, AfterValidator(_infer_frames)] = DEFAULT_INFER_FRAMES

@@ -24,7 +24,7 @@ from serve_app.model.speech_encoder import (
     resample_states,
     to_transformers_names,
 )
-from tests.parity.golden import CPU_FLOAT32, GOLDEN_DIR, Golden, cases, largest_error, load
+from tests.parity.golden import CPU_FLOAT32, GOLDEN_DIR, Golden, largest_error, load
 
 RESAMPLE_TOLERANCE = 1e-6
 INTERPOLATION_TOLERANCE = 1e-5

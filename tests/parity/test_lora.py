@@ -48,5 +48,5 @@ def test_a_misnamed_adapter_is_an_error() -> None:
         for name, tensor in golden.tensors.items()
         if not name.startswith("merged.")
     }
-    with pytest.raises(CheckpointError, match="self_attn.query"):
+    with pytest.raises(CheckpointError, match=r"self_attn\.query"):
         merge_lora(_base_model(golden), adapters, adapters.__getitem__)

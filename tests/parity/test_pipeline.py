@@ -75,7 +75,7 @@ class Setting:
             schedule=euler_schedule(spec["sampling_steps"]),
             seed=spec["seed"],
             replace_reference=True,
-            distance=lambda block, step: spec["relative_dist"],
+            distance=lambda _block, _step: spec["relative_dist"],
             rope_precision=self.inputs.spec["rope_table_precision"],
         )
 
@@ -153,5 +153,3 @@ def _speech_encoder(path: Path, weights: str) -> SpeechEncoder:
     encoder = SpeechEncoder(Wav2Vec2Config(**spec["config"])).eval()
     tensors = load_file(path.parent / weights)
     return fill(encoder, to_transformers_names(tensors.items()), CPU_FLOAT32, source=weights)
-
-

@@ -26,9 +26,7 @@ def test_schedule_and_steps_match_the_reference(path: Any, steps: int, record_pr
     latents = golden.tensors[f"euler.{steps}.x0"]
     for step in range(steps):
         velocity = golden.tensors[f"euler.{steps}.v{step}"]
-        latents = euler_step(
-            latents, velocity, sigma=schedule.sigmas[step], next_sigma=schedule.sigmas[step + 1]
-        )
+        latents = euler_step(latents, velocity, sigma=schedule.sigmas[step], next_sigma=schedule.sigmas[step + 1])
         error = largest_error(latents, golden.tensors[f"euler.{steps}.x{step + 1}"])
         record_property("latents", error)
         assert error <= TOLERANCE * 10

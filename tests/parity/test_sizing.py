@@ -10,6 +10,7 @@ import torch
 
 from serve_app.errors import InvalidRequestError
 from serve_app.media.image import fit_portrait
+from serve_app.model.reference import MOTION_LATENTS
 from serve_app.planning.geometry import (
     FRAMES_PER_BLOCK,
     LATENT_FRAMES_PER_BLOCK,
@@ -19,7 +20,6 @@ from serve_app.planning.geometry import (
     area_size,
     check_infer_frames,
 )
-from serve_app.model.reference import MOTION_LATENTS
 from tests.parity.golden import GOLDEN_DIR, cases, largest_error, load
 
 PIXEL_TOLERANCE = 1e-6

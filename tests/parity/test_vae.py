@@ -18,7 +18,9 @@ ENCODE_TOLERANCE = 1.2e-6
 DECODE_TOLERANCE = 1.1e-4
 STREAM_TOLERANCE = 8e-5
 
-CASES = [(path, case["case"]) for path in cases("vae") if "cases" in (spec := load(path)).spec for case in spec.spec["cases"]]
+CASES = [
+    (path, case["case"]) for path in cases("vae") if "cases" in (spec := load(path)).spec for case in spec.spec["cases"]
+]
 
 
 @pytest.fixture(scope="module", name="vae_of")
