@@ -1,11 +1,23 @@
-"""Prints, after the run, the largest error of every kind of reference data."""
+"""Shared fixtures; after the run, the largest error of every kind of reference data."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from pathlib import Path
 
+import pytest
 from _pytest.terminal import TerminalReporter
+
+from serve_app.model.tiny import write_checkpoint
+from tests.small_model import SMALL
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete checkpoint folder of the smallest model."""
+    root = tmp_path_factory.mktemp("small") / "ckpt"
+    write_checkpoint(root, SMALL)
+    return root
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:

@@ -14,10 +14,11 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import Wav2Vec2Config
 
@@ -145,8 +146,8 @@ def _read_shards(folder: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def _read_speech_weights(folder: Path) -> NamedTensors:
-    safetensors = folder / "model.safetensors"
-    return _read_safetensors(safetensors) if safetensors.is_file() else _read_pth(folder / "pytorch_model.bin")
+    current, older = folder / "model.safetensors", folder / "pytorch_model.bin"
+    return _read_pth(older) if older.is_file() and not current.is_file() else _read_safetensors(current)
 
 
 def _read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
@@ -155,7 +156,7 @@ def _read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118  (the file is no mapping)
                 yield name, file.get_tensor(name)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, SafetensorError) as error:
         raise _damaged(path) from error
 
 
@@ -163,9 +164,12 @@ def _read_pth(path: Path) -> NamedTensors:
     """Maps the file into memory; only tensors are unpickled, never code."""
     _require(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True).items()
-    except (OSError, RuntimeError, ValueError, EOFError) as error:
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, ValueError, EOFError, UnpicklingError) as error:
         raise _damaged(path) from error
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise _damaged(path)
+    return tensors.items()
 
 
 def _sidecar(path: Path) -> dict[str, Any]:

@@ -88,7 +88,12 @@ class VAEConfig:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Reads a VAE configuration, in the published spelling (`temperal_downsample`) or ours."""
+        """Reads a VAE configuration in the published spelling or ours; raises CheckpointError for a variant."""
+        if values.get("attn_scales"):
+            raise CheckpointError(
+                f"the VAE has attention at scales {values['attn_scales']!r}; this version has it in the middle only",
+                remedy="use the published Wan2.1 VAE",
+            )
         spelled = dict(values)
         if "temperal_downsample" in spelled:
             spelled["temporal_downsample"] = spelled.pop("temperal_downsample")

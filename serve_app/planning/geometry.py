@@ -26,7 +26,7 @@ PIXELS_PER_TOKEN_SIDE = 16
 SIZE_MULTIPLE = 64
 MIN_AREA = SIZE_MULTIPLE * SIZE_MULTIPLE
 MAX_AREA = 1280 * 720
-MAX_INFER_FRAMES = 240
+MAX_INFER_FRAMES = 480
 
 Fit = Literal["area", "exact"]
 
@@ -159,7 +159,7 @@ def _nearest_multiple(side: int) -> int:
 
 
 def check_infer_frames(infer_frames: int) -> None:
-    """Raises InvalidRequestError unless the KV window is a multiple of 12 video frames, 12 .. 240."""
+    """Raises InvalidRequestError unless the KV window is a multiple of 12 video frames, 12 .. 480."""
     if infer_frames % FRAMES_PER_BLOCK == 0 and FRAMES_PER_BLOCK <= infer_frames <= MAX_INFER_FRAMES:
         return
     below = min(max(infer_frames // FRAMES_PER_BLOCK * FRAMES_PER_BLOCK, FRAMES_PER_BLOCK), MAX_INFER_FRAMES)

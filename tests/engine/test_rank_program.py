@@ -1,0 +1,138 @@
+"""AvatarProgram: frames out of tasks, the same every time, and nothing shared between videos."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import chain, zip_longest
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from serve_app.engine.rank_program import AvatarProgram
+from serve_app.errors import RenderCancelledError
+from serve_app.planning.geometry import Timeline
+from serve_app.task import FrameBlock, RenderTask
+
+TIMEOUT_S = 120
+
+
+def a_task(
+    *, frames: int = 30, seed: int = 1, portrait: int = 0, infer_frames: int = 12, replace_reference: bool = True
+) -> RenderTask:
+    """64x64, one clip per block, so that every kind of state changes within few blocks."""
+    random = np.random.default_rng(portrait)
+    return RenderTask(
+        prompt=f"person number {portrait}",
+        image=random.integers(0, 256, (64, 64, 3), dtype=np.uint8),
+        speech=random.uniform(-0.5, 0.5, 20_000).astype(np.float32),
+        timeline=Timeline(frames, infer_frames),
+        sample_steps=3,
+        seed=seed,
+        replace_reference=replace_reference,
+    )
+
+
+def digest(blocks: list[FrameBlock]) -> str:
+    return hashlib.sha256(b"".join(block.frames.tobytes() for block in blocks)).hexdigest()
+
+
+@pytest.fixture(scope="module", name="program")
+def _program(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> AvatarProgram:
+    return AvatarProgram(checkpoint=str(small_checkpoint), cache_dir=tmp_path_factory.mktemp("unused"))
+
+
+def run(program: AvatarProgram, task: RenderTask) -> list[FrameBlock]:
+    return list(program.run(task, is_cancelled=lambda: False))
+
+
+def test_yields_9_frames_then_12_per_block_as_uint8_pictures(program: AvatarProgram) -> None:
+    blocks = run(program, a_task(frames=30))
+    assert [block.index for block in blocks] == [0, 1, 2]
+    assert [block.frames.shape for block in blocks] == [(9, 64, 64, 3), (12, 64, 64, 3), (12, 64, 64, 3)]
+    assert all(block.frames.dtype == np.uint8 and block.seconds > 0 for block in blocks)
+
+
+def test_the_same_task_gives_the_same_bytes_again(program: AvatarProgram) -> None:
+    assert digest(run(program, a_task())) == digest(run(program, a_task()))
+
+
+def test_the_same_task_gives_the_same_bytes_in_another_process(program: AvatarProgram, small_checkpoint: Path) -> None:
+    script = (
+        "import sys, torch; from pathlib import Path\n"
+        "from tests.engine.test_rank_program import AvatarProgram, a_task, digest, run\n"
+        f"torch.set_num_threads({torch.get_num_threads()})\n"
+        "print(digest(run(AvatarProgram(checkpoint=sys.argv[1], cache_dir=Path('unused')), a_task())))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", script, str(small_checkpoint)],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert found.stdout.strip() == digest(run(program, a_task()))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [a_task(seed=2), a_task(portrait=1), a_task(infer_frames=24), a_task(replace_reference=False)],
+    ids=["seed", "inputs", "window", "reference"],
+)
+def test_another_task_gives_other_frames(program: AvatarProgram, other: RenderTask) -> None:
+    assert digest(run(program, a_task())) != digest(run(program, other))
+
+
+def test_videos_in_a_row_never_see_each_other(program: AvatarProgram) -> None:
+    alone = digest(run(program, a_task(portrait=1)))
+    run(program, a_task(portrait=0))
+    assert digest(run(program, a_task(portrait=1))) == alone
+
+
+def test_interleaved_videos_never_see_each_other(program: AvatarProgram) -> None:
+    tasks = [a_task(portrait=0), a_task(portrait=1, frames=40, infer_frames=24)]
+    alone = [digest(run(program, task)) for task in tasks]
+    streams = [_numbered(number, program, task) for number, task in enumerate(tasks)]
+    mixed = [item for item in chain.from_iterable(zip_longest(*streams)) if item is not None]
+    together = [digest([block for number, block in mixed if number == wanted]) for wanted in range(2)]
+    assert together == alone
+
+
+def _numbered(number: int, program: AvatarProgram, task: RenderTask) -> Iterator[tuple[int, FrameBlock]]:
+    return ((number, block) for block in program.run(task, is_cancelled=lambda: False))
+
+
+def test_an_abandoned_video_leaves_the_next_one_untouched(program: AvatarProgram) -> None:
+    alone = digest(run(program, a_task(portrait=1)))
+    abandoned = program.run(a_task(portrait=0), is_cancelled=lambda: False)
+    next(abandoned)
+    del abandoned
+    assert digest(run(program, a_task(portrait=1))) == alone
+
+
+def test_a_cancel_takes_effect_at_the_next_block_border(program: AvatarProgram) -> None:
+    made: list[FrameBlock] = []
+    blocks = program.run(a_task(frames=60), is_cancelled=lambda: len(made) == 2)
+    with pytest.raises(RenderCancelledError):
+        _collect(blocks, made)
+    assert [block.index for block in made] == [0, 1]
+
+
+def _collect(blocks: Iterator[FrameBlock], made: list[FrameBlock]) -> None:
+    for block in blocks:
+        made.append(block)  # noqa: PERF402  (`made` must grow while the render goes on)
+
+
+def test_a_longer_video_begins_like_a_shorter_one(program: AvatarProgram) -> None:
+    short, long = run(program, a_task(frames=24)), run(program, a_task(frames=60))
+    assert digest(short) == digest(long[: len(short)])
+
+
+def test_the_consumer_is_not_in_inference_mode(program: AvatarProgram) -> None:
+    for _ in program.run(a_task(frames=12), is_cancelled=lambda: False):
+        assert not torch.is_inference_mode_enabled()
