@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -45,42 +45,47 @@ def local_file(target: Path) -> Iterator[LocalFile]:
 
     Without a commit nothing stays: neither the unfinished file nor a folder made for it.
     """
-    if target.is_dir():
-        raise OutputError(f'"{target}" is a folder', remedy="name a file, for example video.mp4", param="out")
-    made = _missing_folders(target.parent)
-    unfinished = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    made = _missing_folders(target)
+    unfinished = target.with_name(f".{secrets.token_hex(8)}.part")
     try:
         with _create(target, unfinished) as file:
             yield LocalFile(target, unfinished, file)
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):  # it stands in its place, or was never made
+            unfinished.unlink()
         _remove_if_empty(made)
+
+
+def _missing_folders(target: Path) -> list[Path]:
+    """Returns the folders that do not exist yet, innermost first; refuses a target that is no place for a file."""
+    try:
+        if target.exists() and not target.is_file():
+            kind = "a folder" if target.is_dir() else "not a regular file"
+            raise OutputError(f'"{target}" is {kind}', remedy="name a file, for example video.mp4", param="out")
+        return [folder for folder in target.parents if not folder.exists()]
+    except OSError as error:  # a part of the path is too long, or may not be looked at
+        raise _not_written(target, error) from error
 
 
 def _create(target: Path, unfinished: Path) -> BinaryIO:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            target.lstat()  # says now, not after the render, that the name is too long
         return unfinished.open("xb", buffering=0)
     except OSError as error:
         raise _not_written(target, error) from error
 
 
-def _missing_folders(folder: Path) -> list[Path]:
-    """Returns the folders that do not exist yet, innermost first."""
-    return [path for path in (folder, *folder.parents) if not path.exists()]
-
-
 def _remove_if_empty(folders: list[Path]) -> None:
     for folder in folders:
-        try:
+        with suppress(OSError):  # it was never made, or holds the committed video or something of another process
             folder.rmdir()
-        except OSError:  # it holds the committed video, or something of another process
-            return
 
 
 def _not_written(target: Path, error: OSError) -> OutputError:
     return OutputError(
         f'"{target}" cannot be written: {error.strerror}',
-        remedy="choose a folder that exists, is writable and has free space",
+        remedy="choose a folder that is writable and has free space",
         param="out",
     )
