@@ -18,6 +18,7 @@ from serve_app.model.audio_injector import AudioConditions
 from serve_app.model.dit import CausalDiT
 from serve_app.model.flow_match import NoiseSchedule, euler_step
 from serve_app.model.kv_cache import BlockMemory, Sink, WindowCache
+from serve_app.model.layers import TimeEmbedding
 from serve_app.model.reference import motion_table, reference_position
 from serve_app.model.rope import RopePrecision, RopeTable, grid_table, join
 from serve_app.planning.geometry import (
@@ -77,6 +78,7 @@ class Rollout:
             precision=plan.rope_precision,
         )
         self._windows: dict[int, WindowCache] = {}
+        self._times: dict[int, TimeEmbedding] = {}
         self._clip_noise: tuple[int, Tensor] | None = None
         self._new_reference: Tensor | None = None
         self._sink = self._prefill(conditions.reference)
@@ -97,7 +99,7 @@ class Rollout:
         prepared = self._prepare(block)
         velocity = self._dit(
             latents_CTHW,
-            timestep=self.plan.schedule.timesteps[step],
+            time=self._time(step),
             text=self._text,
             audio=prepared.audio,
             rope=prepared.rope,
@@ -148,6 +150,11 @@ class Rollout:
             start=block.slot * tokens_per_block,
             filled=blocks_seen * tokens_per_block,
         )
+
+    def _time(self, step: int) -> TimeEmbedding:
+        if step not in self._times:
+            self._times[step] = self._dit.embed_time(self.plan.schedule.timesteps[step])
+        return self._times[step]
 
     def _window(self, step: int) -> WindowCache:
         if step not in self._windows:

@@ -1,7 +1,7 @@
 """The causal speech-to-video diffusion transformer (Wan2.2-S2V with per-step KV caches).
 
-Three calls make a video: `embed_text` once, `prefill_sink` for the portrait, and `forward` for each
-(block, step). Parameter names are those of the published checkpoints.
+The calls that make a video: `embed_text` and, per step, `embed_time` once; `prefill_sink` for the portrait;
+`embed_audio` for each block; `forward` for each (block, step). Parameter names are those of the published checkpoints.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from serve_app.model.audio_encoder import CausalAudioEncoder
 from serve_app.model.audio_injector import AudioConditions, AudioInjector
 from serve_app.model.config import DiTConfig
 from serve_app.model.kv_cache import KeyValueMemory, Sink
-from serve_app.model.layers import DiTLayer, Float32Linear, Head, KeyValues
+from serve_app.model.layers import DiTLayer, Float32Linear, Head, KeyValues, TimeEmbedding
 from serve_app.model.reference import FramePacker
 from serve_app.model.rope import RopeTable
 
@@ -56,6 +56,12 @@ class CausalDiT(nn.Module):
         embedded = self.text_embedding(padded[None].to(self.head.head.weight.dtype))
         return [layer.cross_attn.key_values(embedded) for layer in self.layers]
 
+    def embed_time(self, timestep: float) -> TimeEmbedding:
+        """Embeds a timestep of the noise schedule, 0 .. 1000; made once per video and step."""
+        sinusoid = _sinusoid(timestep, self.config.freq_dim).to(self.head.head.weight.device)
+        overall_C = self.time_embedding(sinusoid)
+        return TimeEmbedding(overall_C, self.time_projection(overall_C).unflatten(0, (6, -1)))
+
     def embed_audio(self, features_AKCF: Tensor, routing: Tensor | None = None) -> AudioConditions:
         """Prepares the voice of one block.
 
@@ -88,17 +94,17 @@ class CausalDiT(nn.Module):
             rope = _blank_after(rope, reference.shape[1])
         kinds = self.trainable_cond_mask.weight
         x_BLC = torch.cat((reference + kinds[_REFERENCE], motion + kinds[_MOTION]), dim=1).float()
-        _, time_6C = self.embed_time(0.0)
+        time = self.embed_time(0.0)
         sink = Sink()
         for layer, text_kv in zip(self.layers, text, strict=True):
-            x_BLC = layer(x_BLC, time_6C, rope, text_kv, sink)
+            x_BLC = layer(x_BLC, time, rope, text_kv, sink)
         return sink
 
     def forward(
         self,
         latents_CTHW: Tensor,
         *,
-        timestep: float,
+        time: TimeEmbedding,
         text: list[KeyValues],
         audio: AudioConditions,
         rope: RopeTable,
@@ -110,19 +116,12 @@ class CausalDiT(nn.Module):
         `pose_CTHW` adds pose latents; None is the blank pose. The block's keys and values enter `memory`.
         """
         x_BLC = self._embed_block(latents_CTHW, pose_CTHW)
-        time_C, time_6C = self.embed_time(timestep)
         for layer, text_kv in zip(self.layers, text, strict=True):
-            x_BLC = layer(x_BLC, time_6C, rope, text_kv, memory)
+            x_BLC = layer(x_BLC, time, rope, text_kv, memory)
             if layer.index in self.audio_injector.index_of_layer:
                 x_BLC = x_BLC + self.audio_injector(x_BLC, layer.index, audio)
         _, frames, height, width = latents_CTHW.shape
-        return _unpatchify(self.head(x_BLC, time_C)[0].float(), (frames, height // 2, width // 2))
-
-    def embed_time(self, timestep: float) -> tuple[Tensor, Tensor]:
-        """Returns the timestep's embedding [dim] and its modulation of every layer [6, dim], float32."""
-        sinusoid = _sinusoid(timestep, self.config.freq_dim).to(self.head.head.weight.device)
-        time_C = self.time_embedding(sinusoid)
-        return time_C, self.time_projection(time_C).unflatten(0, (6, -1))
+        return _unpatchify(self.head(x_BLC, time)[0].float(), (frames, height // 2, width // 2))
 
     def _embed_block(self, latents_CTHW: Tensor, pose_CTHW: Tensor | None) -> Tensor:
         dtype = self.patch_embedding.weight.dtype

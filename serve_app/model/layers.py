@@ -31,9 +31,12 @@ class RMSNorm(nn.Module):
 class Float32Linear(nn.Linear):
     """A linear map computed in float32 whatever its weights are stored in: the timestep needs the digits."""
 
+    ROWS_AT_ONCE = 4096
+
     def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.float()
-        return functional.linear(x.float(), self.weight.float(), bias)
+        # By parts: a float32 copy of the largest of these matrices would take 0.6 GB at full size.
+        parts = zip(self.weight.split(self.ROWS_AT_ONCE), self.bias.split(self.ROWS_AT_ONCE), strict=True)
+        return torch.cat([functional.linear(x.float(), weight.float(), bias.float()) for weight, bias in parts], dim=-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +103,14 @@ class SelfAttention(Attention):
         return self.output(self.core(layer, self.query(x_BLC), own.keys, own.values, rope, memory))
 
 
+@dataclass(frozen=True, eq=False)
+class TimeEmbedding:
+    """One timestep, equal for all tokens, float32: overall [dim], and its modulation of every layer [6, dim]."""
+
+    overall_C: Tensor
+    modulation_6C: Tensor
+
+
 class DiTLayer(nn.Module):
     """One transformer layer. The residual stream is float32, the linear maps run in the weights' dtype."""
 
@@ -117,10 +128,10 @@ class DiTLayer(nn.Module):
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
 
     def forward(
-        self, x_BLC: Tensor, time_6C: Tensor, rope: RopeTable, text: KeyValues, memory: KeyValueMemory
+        self, x_BLC: Tensor, time: TimeEmbedding, rope: RopeTable, text: KeyValues, memory: KeyValueMemory
     ) -> Tensor:
-        """Returns the tokens after this layer; `time_6C` is the timestep's modulation, equal for all tokens."""
-        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.modulation.float()[0] + time_6C).unbind(0)
+        """Returns the tokens [B, L, dim] after this layer, float32."""
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.modulation.float()[0] + time.modulation_6C).unbind(0)
         dtype = self.norm3.weight.dtype
         normed = modulated_norm(x_BLC, shift, scale, self.eps).to(dtype)
         x_BLC = x_BLC + self.self_attn(normed, self.index, rope, memory) * gate
@@ -138,8 +149,8 @@ class Head(nn.Module):
         self.head = nn.Linear(config.dim, config.out_dim * patch_volume)
         self.modulation = nn.Parameter(torch.randn(1, 2, config.dim) / config.dim**0.5)
 
-    def forward(self, x_BLC: Tensor, time_C: Tensor) -> Tensor:
-        shift, scale = (self.modulation.float()[0] + time_C).unbind(0)
+    def forward(self, x_BLC: Tensor, time: TimeEmbedding) -> Tensor:
+        shift, scale = (self.modulation.float()[0] + time.overall_C).unbind(0)
         return self.head(modulated_norm(x_BLC, shift, scale, self.eps).to(self.head.weight.dtype))
 
 

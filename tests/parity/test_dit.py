@@ -88,7 +88,7 @@ class Replay:
         )
         return self.dit(
             latents,
-            timestep=call["timestep"],
+            time=self.dit.embed_time(call["timestep"]),
             text=self.text,
             audio=self.dit.embed_audio(tensors[call["audio"]], tensors.get("mask")),
             rope=self.table(list(range(first, first + latents.shape[1]))),
