@@ -6,6 +6,7 @@ one block is 3 latent frames = 12 video frames; a token is a 2x2 patch of one la
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterator
@@ -104,7 +105,7 @@ def effective_size(image: Size, cap: Size, fit: Fit) -> Size:
 
 def exact_size(cap: Size) -> Size:
     """Returns `cap`; raises InvalidRequestError, naming the nearest valid size, unless it is on the 64 grid."""
-    nearest = Size(_nearest_multiple(cap.width), _nearest_multiple(cap.height))
+    nearest = _nearest_on_grid(cap)
     if nearest != cap:
         raise InvalidRequestError(
             f"size {cap} is not a multiple of {SIZE_MULTIPLE} on both sides, which fit=exact requires",
@@ -154,17 +155,25 @@ def _round_up(side: int) -> int:
     return -(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE
 
 
-def _nearest_multiple(side: int) -> int:
-    return max(1, round(side / SIZE_MULTIPLE)) * SIZE_MULTIPLE
+def _nearest_on_grid(cap: Size) -> Size:
+    """Returns the size of the 64 grid that differs least from `cap`, among those of an allowed area."""
+    pairs = itertools.product(_grid_neighbours(cap.width), _grid_neighbours(cap.height))
+    allowed = [Size(width, height) for width, height in pairs if width * height <= MAX_AREA]
+    return min(allowed, key=lambda size: abs(size.width - cap.width) + abs(size.height - cap.height))
+
+
+def _grid_neighbours(side: int) -> tuple[int, int]:
+    below = max(1, min(side, MAX_AREA // SIZE_MULTIPLE) // SIZE_MULTIPLE) * SIZE_MULTIPLE
+    return below, _round_up(side)
 
 
 def check_infer_frames(infer_frames: int) -> None:
     """Raises InvalidRequestError unless the KV window is a multiple of 12 video frames, 12 .. 480."""
     if infer_frames % FRAMES_PER_BLOCK == 0 and FRAMES_PER_BLOCK <= infer_frames <= MAX_INFER_FRAMES:
         return
-    below = min(max(infer_frames // FRAMES_PER_BLOCK * FRAMES_PER_BLOCK, FRAMES_PER_BLOCK), MAX_INFER_FRAMES)
-    above = min(below + FRAMES_PER_BLOCK, MAX_INFER_FRAMES)
-    nearest = f"{below} or {above}" if below < above else f"{below}"
+    inside = min(max(infer_frames, FRAMES_PER_BLOCK), MAX_INFER_FRAMES)
+    below = inside // FRAMES_PER_BLOCK * FRAMES_PER_BLOCK
+    nearest = f"{below}" if below == inside else f"{below} or {below + FRAMES_PER_BLOCK}"
     raise InvalidRequestError(
         f"infer_frames {infer_frames} is not a multiple of {FRAMES_PER_BLOCK} "
         f"between {FRAMES_PER_BLOCK} and {MAX_INFER_FRAMES}",
