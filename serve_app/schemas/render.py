@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, ValidationError
@@ -24,7 +25,7 @@ def _infer_frames(value: int) -> int:
 
 
 def _size(value: object) -> Size:
-    return value if isinstance(value, Size) else parse_size(str(value))
+    return parse_size(str(value))
 
 
 WrittenSize = Annotated[Size, BeforeValidator(_size), PlainSerializer(str, return_type=str)]
@@ -60,6 +61,15 @@ class RenderSpec(Frozen):
 def _invalid(error: ValidationError) -> InvalidRequestError:
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"])
-    return InvalidRequestError(
-        f"{name} {first['input']!r}: {first['msg'].lower()}", remedy=f"correct {name}", param=name
-    )
+    match first["type"]:
+        case "missing":
+            message, remedy = f"{name} is missing", f"give {name}"
+        case "extra_forbidden":
+            message, remedy = f"{name} is not a field of a render", f"leave it out; fields are {_FIELDS}"
+        case _:
+            # A prompt of a thousand lines does not belong into a message.
+            message, remedy = f"{name} {reprlib.repr(first['input'])}: {first['msg'].lower()}", f"correct {name}"
+    return InvalidRequestError(message, remedy=remedy, param=name)
+
+
+_FIELDS = ", ".join(RenderSpec.model_fields)

@@ -61,6 +61,7 @@ def test_a_size_is_read_as_users_write_it(text: str, size: Size) -> None:
 
 
 @given(st.builds(Size, width=st.integers(64, 1280), height=st.integers(64, 720)))
+@settings(deadline=None)
 def test_a_written_size_reads_back(size: Size) -> None:
     assert parse_size(str(size)) == size
 
@@ -110,6 +111,7 @@ def test_by_area_the_portrait_decides_the_aspect_ratio(image: Size, cap: Size, s
 
 
 @given(image=IMAGES)
+@settings(deadline=None)
 def test_exactly_means_that_the_portrait_has_no_say(image: Size) -> None:
     assert effective_size(image, Size(704, 384), "exact") == Size(704, 384)
 
@@ -233,6 +235,7 @@ def test_the_last_block_is_cut_where_the_video_ends(num_frames: int, num_blocks:
 
 
 @given(num_frames=st.integers(1, 5_000), infer_blocks=st.integers(1, MAX_INFER_FRAMES // FRAMES_PER_BLOCK))
+@settings(deadline=None)
 def test_the_blocks_hold_every_frame_once_and_in_order(num_frames: int, infer_blocks: int) -> None:
     timeline = Timeline(num_frames=num_frames, infer_frames=infer_blocks * FRAMES_PER_BLOCK)
     frames = [frame for block in timeline.blocks() for frame in timeline.block_frames(block.index)]
@@ -304,6 +307,7 @@ def test_audio_that_fills_its_clips_gets_no_empty_one() -> None:
     num_clip=st.none() | st.integers(1, 1000),
     infer_blocks=st.integers(1, 20),
 )
+@settings(deadline=None)
 def test_a_video_is_never_empty_and_ends_with_the_audio_or_the_cap(
     audio_samples: int, sample_rate: int, num_clip: int | None, infer_blocks: int
 ) -> None:
