@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from serve_app.model.config import DiTConfig, TextEncoderConfig, VAEConfig
-from serve_app.model.tiny import TinyModel
+from serve_app.model.config import DiTConfig, ModelSizes, TextEncoderConfig, VAEConfig
 
-SMALL = TinyModel(
+SMALL = ModelSizes(
     name="small",
     dit=DiTConfig(
         dim=48,

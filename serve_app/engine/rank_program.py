@@ -13,7 +13,7 @@ from serve_app.engine.decoding import FrameDecoder, to_pixels
 from serve_app.engine.rollout import Rollout, RolloutPlan, drawn_distance
 from serve_app.engine.sampler import sample
 from serve_app.errors import RenderCancelledError
-from serve_app.model.checkpoint import Checkpoint, Placement
+from serve_app.model.checkpoint import Checkpoint, default_placement
 from serve_app.model.dit import CausalDiT
 from serve_app.model.flow_match import euler_schedule
 from serve_app.model.tiny import TINY, tiny_checkpoint
@@ -30,7 +30,7 @@ class AvatarProgram:
         On a GPU weights are bfloat16, on the CPU float32. Raises CheckpointError.
         """
         folder = Checkpoint(tiny_checkpoint(cache_dir) if checkpoint == TINY.name else Path(checkpoint))
-        placement = _placement()
+        placement = default_placement()
         self._dit: CausalDiT = folder.load_dit(placement)
         self._vae: VideoVAE = folder.load_vae(placement)
         self._conditioner: Conditioner = load_conditioner(
@@ -73,9 +73,3 @@ def _plan(task: RenderTask) -> RolloutPlan:
         replace_reference=task.replace_reference,
         distance=drawn_distance(task.seed),
     )
-
-
-def _placement() -> Placement:
-    if torch.cuda.is_available():
-        return Placement(torch.device("cuda"), torch.bfloat16)
-    return Placement(torch.device("cpu"), torch.float32)

@@ -81,7 +81,7 @@ class Rollout:
         self._times: dict[int, TimeEmbedding] = {}
         self._clip_noise: tuple[int, Tensor] | None = None
         self._new_reference: Tensor | None = None
-        self._sink = self._prefill(conditions.reference)
+        self._sink = self.prefill(conditions.reference)
         self._sink_is_final = not plan.replace_reference
         self._prepared: _PreparedBlock | None = None
 
@@ -113,7 +113,8 @@ class Rollout:
         if block.index == 0:
             self._new_reference = latents_CTHW[:, :1]
 
-    def _prefill(self, reference_C1HW: Tensor) -> Sink:
+    def prefill(self, reference_C1HW: Tensor) -> Sink:
+        """Returns the sink of this reference and the motion latents."""
         return self._dit.prefill_sink(
             reference_C1HW,
             self._conditions.motion,
@@ -123,7 +124,7 @@ class Rollout:
 
     def _refill_sink(self) -> None:
         assert self._new_reference is not None, "clip 1 began before block 0 was finished"
-        self._sink = self._prefill(self._new_reference)
+        self._sink = self.prefill(self._new_reference)
         self._sink_is_final = True
 
     def _prepare(self, block: BlockPosition) -> _PreparedBlock:

@@ -53,6 +53,13 @@ class Placement:
     dtype: torch.dtype
 
 
+def default_placement() -> Placement:
+    """Returns a GPU and bfloat16 where there is one, else the CPU and float32."""
+    if torch.cuda.is_available():
+        return Placement(torch.device("cuda"), torch.bfloat16)
+    return Placement(torch.device("cpu"), torch.float32)
+
+
 class Checkpoint:
     """One checkpoint folder; each `load_*` reads only the files of its network."""
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Self, TypeVar
+
+from transformers import Wav2Vec2Config
 
 from serve_app.errors import CheckpointError
 
@@ -116,6 +118,30 @@ class TextEncoderConfig:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         return _from_known(cls, values)
+
+
+def speech_config(sizes: Mapping[str, Any]) -> Wav2Vec2Config:
+    """Returns the configuration of a wav2vec2 of the published kind (layer norms, not group norms) in these sizes."""
+    return Wav2Vec2Config(**sizes, feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True, vocab_size=33)
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """The sizes of all networks of one model; defaults are the published ones. `speech` is for `speech_config`."""
+
+    name: str = "full"
+    dit: DiTConfig = DiTConfig()
+    vae: VAEConfig = VAEConfig()
+    text: TextEncoderConfig = TextEncoderConfig()
+    speech: Mapping[str, Any] = field(
+        default_factory=lambda: {
+            "hidden_size": 1024,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "intermediate_size": 4096,
+            "conv_dim": [512] * 7,
+        }
+    )
 
 
 _Config = TypeVar("_Config")

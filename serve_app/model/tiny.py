@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, process
 from tokenizers.models import Unigram
 from tokenizers.trainers import UnigramTrainer
 from torch import Tensor, nn
-from transformers import Wav2Vec2Config
 
 from serve_app.model.checkpoint import (
     BASE_FOLDER,
@@ -35,7 +34,7 @@ from serve_app.model.checkpoint import (
     TOKENIZER_FILE,
     VAE_FILE,
 )
-from serve_app.model.config import DiTConfig, TextEncoderConfig, VAEConfig
+from serve_app.model.config import DiTConfig, ModelSizes, TextEncoderConfig, VAEConfig, speech_config
 from serve_app.model.dit import CausalDiT
 from serve_app.model.speech_encoder import SpeechEncoder
 from serve_app.model.text_encoder import TextEncoder, published_name
@@ -50,18 +49,7 @@ _SHARDS = 2
 _SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
 
 
-@dataclass(frozen=True)
-class TinyModel:
-    """The sizes of one small model of the published architecture."""
-
-    name: str
-    dit: DiTConfig
-    vae: VAEConfig
-    text: TextEncoderConfig
-    speech: Mapping[str, Any] = field(default_factory=dict)
-
-
-TINY = TinyModel(
+TINY = ModelSizes(
     name="tiny",
     dit=DiTConfig(
         dim=256,
@@ -117,7 +105,7 @@ def _generate_beside(folder: Path) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def write_checkpoint(root: Path, model: TinyModel) -> None:
+def write_checkpoint(root: Path, model: ModelSizes) -> None:
     """Writes a complete checkpoint folder with random weights; the same bytes for the same `model`."""
     base = root / BASE_FOLDER
     base.mkdir(parents=True)
@@ -171,9 +159,7 @@ def _write_text_encoder(base: Path, config: TextEncoderConfig) -> None:
 
 
 def _write_speech_encoder(folder: Path, sizes: Mapping[str, Any]) -> None:
-    config = Wav2Vec2Config(
-        **sizes, feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True, vocab_size=33
-    )
+    config = speech_config(sizes)
     with torch.device("meta"):
         encoder = SpeechEncoder(config)
     folder.mkdir()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,10 @@ class VideoVAE(nn.Module):
         self.conv1 = CausalConv3d(2 * config.z_dim, 2 * config.z_dim, 1)
         self.conv2 = CausalConv3d(config.z_dim, config.z_dim, 1)
         self.decoder = _Decoder(config)
+
+    def channels_last(self) -> Self:
+        """Lays the weights out channel by channel last, which convolutions prefer; returns itself."""
+        return self
 
     def encode(self, video_CTHW: Tensor, stream: Stream | None = None) -> Tensor:
         """Returns normalised latents (the mean, no noise), float32.
