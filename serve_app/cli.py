@@ -60,6 +60,8 @@ def with_dashes(arguments: Sequence[str]) -> list[str]:
 
 def _dashed(flag: str) -> str:
     name, equals, value = flag.partition("=")
+    if " " in name:  # argparse takes it for the value of the flag before it, a prompt for example
+        return flag
     return name.replace("_", "-") + equals + value
 
 
@@ -100,7 +102,7 @@ def _spec(options: argparse.Namespace) -> RenderSpec:
         image=options.image,
         audio=options.audio,
         prompt=options.prompt,
-        size=options.size or default_size,
+        size=default_size if options.size is None else options.size,
         fit=options.fit,
         num_clip=options.num_clip,
         infer_frames=options.infer_frames,

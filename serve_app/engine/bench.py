@@ -23,7 +23,7 @@ from typing import TypeVar
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from serve_app.engine.conditioning import MOTION_FRAMES, Conditions
 from serve_app.engine.decoding import FrameDecoder, to_pixels
@@ -130,7 +130,7 @@ class Networks:
         self.name = sizes.name
         self.placement = placement
         self.dit = _random(lambda: CausalDiT(sizes.dit), placement)
-        self.vae = _random(lambda: VideoVAE(sizes.vae), placement).channels_last()
+        self.vae = _random(lambda: VideoVAE(sizes.vae), placement).tuned()
         self.text_encoder = _random(lambda: TextEncoder(sizes.text), placement)
         self.speech_encoder = _random(lambda: SpeechEncoder(speech_config(sizes.speech)), placement)
 
@@ -264,9 +264,13 @@ def _timed(name: str, per: str, work: Callable[[], object], device: torch.device
 
 
 def _tflop(work: Callable[[], object]) -> float:
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mkldnn_convolution: _conv_flop}) as counter:
         work()
     return counter.get_total_flops() / 1e12
+
+
+def _conv_flop(x: Sequence[int], weight: Sequence[int], *_: object, out_shape: Sequence[int]) -> int:
+    return conv_flop_count(list(x), list(weight), list(out_shape))
 
 
 def _matmul_ceiling(placement: Placement) -> float:

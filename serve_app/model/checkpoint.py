@@ -87,7 +87,7 @@ class Checkpoint:
     def load_vae(self, placement: Placement) -> VideoVAE:
         path = self.base / VAE_FILE
         config = VAEConfig.from_json(_sidecar(path))
-        return fill(_build(lambda: VideoVAE(config)), _read_pth(path), placement, source=str(path))
+        return fill(_build(lambda: VideoVAE(config)), _read_pth(path), placement, source=str(path)).tuned()
 
     def load_text_encoder(self, placement: Placement) -> TextEncoder:
         path = self.base / TEXT_ENCODER_FILE

@@ -47,8 +47,18 @@ class VideoVAE(nn.Module):
         self.conv2 = CausalConv3d(config.z_dim, config.z_dim, 1)
         self.decoder = _Decoder(config)
 
-    def channels_last(self) -> Self:
-        """Lays the weights out channel by channel last, which convolutions prefer; returns itself."""
+    def tuned(self) -> Self:
+        """Prepares the decoder, which works for every block, for speed; returns itself.
+
+        Channels last in all its weights; on the CPU oneDNN, where torch would take a far slower loop for small
+        pictures. The encoder works once per video and keeps the digits that this costs (1e-6).
+        """
+        for module in self.decoder.modules():
+            if isinstance(module, CausalConv3d):
+                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
+                module.use_onednn = module.weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+            elif isinstance(module, nn.Conv2d):
+                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
         return self
 
     def encode(self, video_CTHW: Tensor, stream: Stream | None = None) -> Tensor:
@@ -96,15 +106,23 @@ class CausalConv3d(nn.Conv3d):
     def __init__(self, in_dim: int, out_dim: int, kernel: int | tuple[int, int, int]) -> None:
         size = (kernel,) * 3 if isinstance(kernel, int) else kernel
         super().__init__(in_dim, out_dim, size, padding=(0, size[1] // 2, size[2] // 2))
+        self.use_onednn = False
 
     def forward(self, x_BCTHW: Tensor, stream: Stream) -> Tensor:  # type: ignore[override]
         if self.kernel_size[0] == 1:
-            return super().forward(x_BCTHW)
+            return self._convolve(x_BCTHW)
         past = stream.get(self)
         if past is None:
             past = x_BCTHW.new_zeros(*x_BCTHW.shape[:2], _TEMPORAL_KERNEL - 1, *x_BCTHW.shape[3:])
         x_BCTHW = torch.cat((past, x_BCTHW), dim=2)
         stream.put(self, x_BCTHW[:, :, 1 - _TEMPORAL_KERNEL :])
+        return self._convolve(x_BCTHW)
+
+    def _convolve(self, x_BCTHW: Tensor) -> Tensor:
+        if self.use_onednn:
+            return torch.ops.aten.mkldnn_convolution(
+                x_BCTHW, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups
+            )
         return super().forward(x_BCTHW)
 
 

@@ -54,6 +54,7 @@ class Setting:
         statistics = {key: vae_spec[key] for key in ("latents_mean", "latents_std")}
         self.vae = VideoVAE(VAEConfig.from_json(vae_spec["config"] | statistics))
         self.vae.load_state_dict(load_file(path.parent / shared["vae"]))
+        self.vae.tuned()
         self.speech_encoder = _speech_encoder(path, shared["wav2vec2"])
 
     def conditions(self) -> Conditions:

@@ -29,7 +29,7 @@ def _vae_of() -> Callable[[Golden], VideoVAE]:
         statistics = {"latents_mean": golden.spec["latents_mean"], "latents_std": golden.spec["latents_std"]}
         vae = VideoVAE(VAEConfig.from_json(golden.spec["config"] | statistics)).eval()
         vae.load_state_dict(load_weights(golden))
-        return vae
+        return vae.tuned()
 
     return build
 
