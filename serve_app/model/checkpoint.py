@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -26,7 +27,7 @@ from serve_app.errors import CheckpointError
 from serve_app.model import speech_encoder, text_encoder
 from serve_app.model.config import DiTConfig, TextEncoderConfig, VAEConfig
 from serve_app.model.dit import CausalDiT
-from serve_app.model.lora import merge_lora
+from serve_app.model.lora import check_adapters, merge_lora
 from serve_app.model.speech_encoder import SpeechEncoder
 from serve_app.model.text_encoder import PromptTokenizer, TextEncoder
 from serve_app.model.vae import VideoVAE
@@ -75,14 +76,15 @@ class Checkpoint:
             )
 
     def load_dit(self, placement: Placement) -> CausalDiT:
-        """Loads the transformer and merges the LoRA when the folder has one."""
+        """Loads the transformer, merging the LoRA when the folder has one."""
         config = DiTConfig.from_json(_read_json(self.base / DIT_CONFIG))
         dit = _build(lambda: CausalDiT(config))
-        fill(dit, _read_shards(self.base), placement, source=str(self.base))
-        if self.lora.is_file():
-            with safe_open(self.lora, framework="pt") as file:
-                merge_lora(dit, file.keys(), file.get_tensor)
-        return dit
+        tensors = _read_shards(self.base)
+        if not self.lora.is_file():
+            return fill(dit, tensors, placement, source=str(self.base))
+        with _opened(self.lora) as file:
+            merged = merge_lora(tensors, check_adapters(dit, file.keys(), file.get_tensor))
+            return fill(dit, merged, placement, source=str(self.base))
 
     def load_vae(self, placement: Placement) -> VideoVAE:
         path = self.base / VAE_FILE
@@ -158,11 +160,17 @@ def _read_speech_weights(folder: Path) -> NamedTensors:
 
 
 def _read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    with _opened(path) as file:
+        for name in file.keys():  # noqa: SIM118  (the file is no mapping)
+            yield name, file.get_tensor(name)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[safe_open]:
     _require(path)
     try:
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118  (the file is no mapping)
-                yield name, file.get_tensor(name)
+            yield file
     except (OSError, SafetensorError) as error:
         raise _damaged(path) from error
 

@@ -1,8 +1,9 @@
-"""The distillation LoRA: merged into the base weights once, at load."""
+"""The distillation LoRA: merged into the base weights once, while they stream by."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,52 +13,65 @@ from serve_app.errors import CheckpointError
 SCALE = 0.5
 """alpha / rank of the published adapter (64 / 128); the file itself does not say."""
 
+_TARGETS = (".q", ".k", ".v", ".o", ".ffn.0", ".ffn.2")
 _PREFIX = "base_model.model."
-_SUFFIXES = (".lora_A.default.weight", ".lora_B.default.weight")
+_SUFFIX_A, _SUFFIX_B = ".lora_A.default.weight", ".lora_B.default.weight"
+_MOST_NAMED = 4
 
 
-def merge_lora(model: nn.Module, names: Iterable[str], read: Callable[[str], Tensor]) -> None:
-    """Adds scale * B @ A to every targeted linear weight of `model`, in float32, one target at a time.
+def adapted_linears(model: nn.Module) -> dict[str, nn.Linear]:
+    """Returns the linear layers that the published LoRA adapts, by name: 448 at full size."""
+    named = model.named_modules()
+    return {name: module for name, module in named if isinstance(module, nn.Linear) and name.endswith(_TARGETS)}
 
-    `names` lists the adapter's tensors, `read` fetches one. Raises CheckpointError for a name that is not an
-    adapter of a linear layer of `model`, for a half pair and for shapes that do not fit.
+
+@dataclass(frozen=True)
+class Adapters:
+    """A checked adapter file: for each target the names of its A and B; `read` fetches one tensor."""
+
+    pairs: Mapping[str, tuple[str, str]]
+    read: Callable[[str], Tensor]
+
+
+def check_adapters(model: nn.Module, names: Iterable[str], read: Callable[[str], Tensor]) -> Adapters:
+    """Returns the adapters of `model` among the tensors `names` of a LoRA file.
+
+    Names may lack the prefix "base_model.model.". Raises CheckpointError unless there is exactly one A and one B
+    for each adapted linear layer: a misnamed key must not be silence.
     """
-    pairs = _pairs(names)
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    unknown = sorted(target for target in pairs if target not in linears)
-    if unknown:
+    found = {name.removeprefix(_PREFIX): name for name in names}
+    expected = {f"{target}{suffix}": target for target in adapted_linears(model) for suffix in (_SUFFIX_A, _SUFFIX_B)}
+    unknown, missing = sorted(found.keys() - expected.keys()), sorted(expected.keys() - found.keys())
+    if unknown or missing:
         raise CheckpointError(
-            f"the LoRA file adapts {len(unknown)} modules that are no linear layers of the model, first {unknown[0]}",
+            f"the LoRA file does not fit the model: {_some('extra', unknown)}{_some('missing', missing)}".rstrip("; "),
             remedy="use the adapter that was published for this model",
         )
-    for target, (name_a, name_b) in pairs.items():
-        _merge(linears[target], target, read(name_a), read(name_b))
+    targets = dict.fromkeys(expected.values())
+    return Adapters({name: (found[name + _SUFFIX_A], found[name + _SUFFIX_B]) for name in targets}, read)
 
 
-def _pairs(names: Iterable[str]) -> dict[str, tuple[str, str]]:
-    found: dict[str, dict[str, str]] = {}
-    for name in names:
-        suffix = next((suffix for suffix in _SUFFIXES if name.endswith(suffix)), None)
-        if suffix is None:
+def merge_lora(weights: Iterable[tuple[str, Tensor]], adapters: Adapters) -> Iterator[tuple[str, Tensor]]:
+    """Yields the weights, adapted ones as base + scale * B @ A in float32; one target is in memory at a time.
+
+    Raises CheckpointError for an adapter whose shapes do not fit its weight.
+    """
+    for name, weight in weights:
+        target = name.removesuffix(".weight")
+        if target == name or target not in adapters.pairs:
+            yield name, weight
+            continue
+        a_RI, b_OR = (adapters.read(half) for half in adapters.pairs[target])
+        if (b_OR.shape[0], a_RI.shape[1]) != weight.shape or a_RI.shape[0] != b_OR.shape[1]:
             raise CheckpointError(
-                f"the LoRA file holds {name}, which is no adapter weight",
-                remedy=f"names must end with {_SUFFIXES[0]} or {_SUFFIXES[1]}",
+                f"LoRA of {target}: A {list(a_RI.shape)} and B {list(b_OR.shape)} make no weight {list(weight.shape)}",
+                remedy="use the adapter that was published for this model",
             )
-        found.setdefault(name.removesuffix(suffix).removeprefix(_PREFIX), {})[suffix] = name
-    for target, halves in found.items():
-        if len(halves) != len(_SUFFIXES):
-            raise CheckpointError(f"the LoRA file holds half a pair for {target}", remedy="download the file again")
-    return {target: (halves[_SUFFIXES[0]], halves[_SUFFIXES[1]]) for target, halves in found.items()}
+        yield name, torch.addmm(weight.float(), b_OR.float(), a_RI.float(), alpha=SCALE)
 
 
-def _merge(linear: nn.Linear, target: str, a_RI: Tensor, b_OR: Tensor) -> None:
-    expected = tuple(linear.weight.shape)
-    if (b_OR.shape[0], a_RI.shape[1]) != expected or a_RI.shape[0] != b_OR.shape[1]:
-        raise CheckpointError(
-            f"LoRA of {target}: A {tuple(a_RI.shape)} and B {tuple(b_OR.shape)} do not make a weight {expected}",
-            remedy="use the adapter that was published for this model",
-        )
-    weight = linear.weight
-    with torch.no_grad():
-        delta = SCALE * (b_OR.to(weight.device, torch.float32) @ a_RI.to(weight.device, torch.float32))
-        weight.copy_(weight.float() + delta)
+def _some(kind: str, names: list[str]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return f"{kind} {', '.join(names[:_MOST_NAMED])}{more}; "

@@ -36,6 +36,7 @@ from serve_app.model.checkpoint import (
 )
 from serve_app.model.config import DiTConfig, ModelSizes, TextEncoderConfig, VAEConfig, speech_config
 from serve_app.model.dit import CausalDiT
+from serve_app.model.lora import adapted_linears
 from serve_app.model.speech_encoder import SpeechEncoder
 from serve_app.model.text_encoder import TextEncoder, published_name
 from serve_app.model.vae import VideoVAE
@@ -44,7 +45,6 @@ REVISION = 1
 """Part of the cache folder's name: raise it when the generated weights change."""
 
 _LORA_RANK = 4
-_LORA_TARGETS = (".q", ".k", ".v", ".o", ".ffn.0", ".ffn.2")
 _SHARDS = 2
 _SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
 
@@ -135,11 +135,10 @@ def _write_dit(base: Path, lora_file: Path, config: DiTConfig) -> None:
 
 def _random_lora(dit: CausalDiT) -> dict[str, Tensor]:
     adapters = {}
-    for name, module in dit.named_modules():
-        if isinstance(module, nn.Linear) and name.endswith(_LORA_TARGETS):
-            for half, shape in (("A", (_LORA_RANK, module.in_features)), ("B", (module.out_features, _LORA_RANK))):
-                key = f"base_model.model.{name}.lora_{half}.default.weight"
-                adapters[key] = _random(key, shape, scale=0.02).bfloat16()
+    for name, linear in adapted_linears(dit).items():
+        for half, shape in (("A", (_LORA_RANK, linear.in_features)), ("B", (linear.out_features, _LORA_RANK))):
+            key = f"base_model.model.{name}.lora_{half}.default.weight"
+            adapters[key] = _random(key, shape, scale=0.02).bfloat16()
     return adapters
 
 
