@@ -27,22 +27,20 @@ from serve_app.storage.local import local_file
 
 TINY_CHECKPOINT = "tiny"
 TINY_SIZE = "128*128"
-EXIT_INTERRUPTED = 130
-EXIT_TERMINATED = 143
+STOP_SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0 done, 1 failed, 2 bad input, 130 interrupted, 143 terminated."""
-    signal.signal(signal.SIGTERM, _terminate)
-    options = build_parser().parse_args(with_dashes(sys.argv[1:] if arguments is None else arguments))
     try:
-        return _render(options)
+        _stop_on_signals()
+        return _render(build_parser().parse_args(with_dashes(sys.argv[1:] if arguments is None else arguments)))
     except AvatarError as error:
         print(f"live-avatar: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("live-avatar: interrupted; nothing was written", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    except _Stopped as stopped:
+        print(f"live-avatar: {stopped}; nothing was written", file=sys.stderr)
+        return stopped.exit_code
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -139,8 +137,26 @@ def _summary(result: RenderResult) -> str:
     )
 
 
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    sys.exit(EXIT_TERMINATED)
+class _Stopped(BaseException):
+    """Ends the work wherever a signal finds it.
+
+    A class of its own, because Python ends a process by the signal instead of its exit code when a
+    KeyboardInterrupt has passed through an `exec` on its way, of which imports have many.
+    """
+
+    def __init__(self, kind: int) -> None:
+        super().__init__(STOP_SIGNALS[signal.Signals(kind)])
+        self.exit_code = 128 + kind
+
+
+def _stop_on_signals() -> None:
+    for kind in STOP_SIGNALS:
+        if signal.getsignal(kind) is not signal.SIG_IGN:  # a shell's background jobs ignore Ctrl-C
+            signal.signal(kind, _stop)
+
+
+def _stop(kind: int, _frame: FrameType | None) -> None:
+    raise _Stopped(kind)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,11 @@ def _missing_folders(target: Path) -> list[Path]:
         if target.exists() and not target.is_file():
             kind = "a folder" if target.is_dir() else "not a regular file"
             raise OutputError(f'"{target}" is {kind}', remedy="name a file, for example video.mp4", param="out")
-        return [folder for folder in target.parents if not folder.exists()]
+        missing = [folder for folder in target.parents if not folder.exists()]
+        ground = target.parents[len(missing)]
+        if not ground.is_dir():
+            raise OutputError(f'"{ground}" is not a folder', remedy="choose a folder for the video", param="out")
+        return missing
     except OSError as error:  # a part of the path is too long, or may not be looked at
         raise _not_written(target, error) from error
 

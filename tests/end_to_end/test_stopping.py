@@ -1,0 +1,34 @@
+"""Ctrl-C and SIGTERM: the render ends at once, by the usual exit code, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.end_to_end.conftest import started
+from tests.media.conftest import WriteWav
+
+NUM_FRAMES = 1_000
+
+
+@pytest.mark.parametrize("progress", [f" 0/{NUM_FRAMES} ", f" 12/{NUM_FRAMES} "], ids=["while loading", "in a block"])
+@pytest.mark.parametrize(
+    ("kind", "code", "said"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+    ids=["Ctrl-C", "SIGTERM"],
+)
+def test_a_stopped_render_leaves_nothing(
+    inputs: Path, cache: Path, write_wav: WriteWav, kind: signal.Signals, code: int, said: str, progress: str
+) -> None:
+    write_wav(0.3 * np.sin(np.arange(NUM_FRAMES * 640) / 20), 16_000)
+    before = set(inputs.rglob("*"))
+    flags = ["--image=portrait.png", "--audio=voice.wav", "--prompt=A person talks.", "--size=64*64"]
+    with started("render", *flags, "--out=made/video.mp4", cwd=inputs, cache=cache) as running:
+        running.wait_for(progress.encode())
+        assert running.stop(kind) == code, running.stderr.decode()
+    assert running.stderr.endswith(f"live-avatar: {said}; nothing was written\n".encode())
+    assert b"Traceback" not in running.stderr
+    assert set(inputs.rglob("*")) == before
