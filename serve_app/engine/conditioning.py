@@ -54,9 +54,9 @@ class Conditioner:
 def load_conditioner(checkpoint: Checkpoint, vae: VideoVAE, placement: Placement, *, text_len: int) -> Conditioner:
     """Loads the encoders; the VAE is the one that decodes as well."""
     return Conditioner(
-        tokenizer=checkpoint.load_tokenizer(text_len),
-        text_encoder=checkpoint.load_text_encoder(placement),
-        speech_encoder=checkpoint.load_speech_encoder(placement),
+        tokenizer=checkpoint.tokenizer(text_len),
+        text_encoder=checkpoint.text_encoder().load(placement),
+        speech_encoder=checkpoint.speech_encoder().load(placement),
         vae=vae,
     )
 

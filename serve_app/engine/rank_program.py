@@ -31,8 +31,8 @@ class AvatarProgram:
         """
         folder = Checkpoint(tiny_checkpoint(cache_dir) if checkpoint == TINY.name else Path(checkpoint))
         placement = default_placement()
-        self._dit: CausalDiT = folder.load_dit(placement)
-        self._vae: VideoVAE = folder.load_vae(placement)
+        self._dit: CausalDiT = folder.dit().load(placement)
+        self._vae: VideoVAE = folder.vae().load(placement).tuned()
         self._conditioner: Conditioner = load_conditioner(
             folder, self._vae, placement, text_len=self._dit.config.text_len
         )

@@ -1,25 +1,22 @@
-"""Checkpoint folders in the published layout: finding the files, streaming tensors into modules.
+"""Checkpoint folders in the published layout: the networks in them, and streaming tensors into modules.
 
     <checkpoint>/Wan2.2-S2V-14B/   config.json, diffusion_pytorch_model-*.safetensors + index,
                                    models_t5_umt5-xxl-enc-bf16.pth, Wan2.1_VAE.pth,
                                    google/umt5-xxl/tokenizer.json, wav2vec2-large-xlsr-53-english/
     <checkpoint>/LiveAvatar/       liveavatar.safetensors (the distillation LoRA)
 
-A `.json` beside a `.pth` describes a network of other than the published size.
+Any `.pth` may also be a `.safetensors` of the same name. A `.json` of the same name describes a network of other
+than the published size. "lora_merged" in config.json says that the LoRA is in the weights already.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import Wav2Vec2Config
 
@@ -29,21 +26,25 @@ from serve_app.model.config import DiTConfig, TextEncoderConfig, VAEConfig
 from serve_app.model.dit import CausalDiT
 from serve_app.model.lora import check_adapters, merge_lora
 from serve_app.model.speech_encoder import SpeechEncoder
+from serve_app.model.tensor_files import NamedTensors, opened, read_json, read_tensors, require
 from serve_app.model.text_encoder import PromptTokenizer, TextEncoder
 from serve_app.model.vae import VideoVAE
 
 BASE_FOLDER = "Wan2.2-S2V-14B"
 LORA_FILE = "LiveAvatar/liveavatar.safetensors"
+LORA_MERGED = "lora_merged"
 DIT_CONFIG = "config.json"
 DIT_STEM = "diffusion_pytorch_model"
 TEXT_ENCODER_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
 VAE_FILE = "Wan2.1_VAE.pth"
 TOKENIZER_FILE = "google/umt5-xxl/tokenizer.json"
 SPEECH_FOLDER = "wav2vec2-large-xlsr-53-english"
+SPEECH_FILE = "model.safetensors"
+_OLD_SPEECH_FILE = "pytorch_model.bin"
 
 _MOST_NAMED = 8
 _Module = TypeVar("_Module", bound=nn.Module)
-NamedTensors = Iterable[tuple[str, Tensor]]
+_Built = TypeVar("_Built", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,26 @@ def default_placement() -> Placement:
     return Placement(torch.device("cpu"), torch.float32)
 
 
+@dataclass(frozen=True, eq=False)
+class Network(Generic[_Module]):
+    """One network of a checkpoint, not loaded yet: the module on the meta device and the tensors that fill it.
+
+    `file` is where the published layout keeps it; `tensors` bear the module's names and can be taken once.
+    """
+
+    file: Path
+    module: _Module
+    tensors: NamedTensors
+    published_name: Callable[[str], str] = str
+    """What the published files call a parameter of the module."""
+
+    def load(self, placement: Placement) -> _Module:
+        """Fills the module; raises CheckpointError that names every tensor that does not fit."""
+        return fill(self.module, self.tensors, placement, source=str(self.file))
+
+
 class Checkpoint:
-    """One checkpoint folder; each `load_*` reads only the files of its network."""
+    """One checkpoint folder; each network reads only its own files."""
 
     def __init__(self, root: Path) -> None:
         """Raises CheckpointError when `root` is no such folder."""
@@ -75,138 +94,104 @@ class Checkpoint:
                 param="checkpoint",
             )
 
-    def load_dit(self, placement: Placement) -> CausalDiT:
-        """Loads the transformer, merging the LoRA when the folder has one."""
-        config = DiTConfig.from_json(_read_json(self.base / DIT_CONFIG))
-        dit = _build(lambda: CausalDiT(config))
-        tensors = _read_shards(self.base)
-        if not self.lora.is_file():
-            return fill(dit, tensors, placement, source=str(self.base))
-        with _opened(self.lora) as file:
-            merged = merge_lora(tensors, check_adapters(dit, file.keys(), file.get_tensor))
-            return fill(dit, merged, placement, source=str(self.base))
+    @property
+    def has_merged_lora(self) -> bool:
+        """Whether the weights of the transformer say that the LoRA is in them."""
+        return bool(read_json(self.base / DIT_CONFIG).get(LORA_MERGED))
 
-    def load_vae(self, placement: Placement) -> VideoVAE:
+    def networks(self) -> dict[str, Callable[[], Network[Any]]]:
+        """Returns what finds each network of the folder, by role."""
+        return {
+            "dit": self.dit,
+            "text_encoder": self.text_encoder,
+            "speech_encoder": self.speech_encoder,
+            "vae": self.vae,
+        }
+
+    def dit(self) -> Network[CausalDiT]:
+        """The transformer, the LoRA merged into it."""
+        config = DiTConfig.from_json(read_json(self.base / DIT_CONFIG))
+        dit = _on_meta(lambda: CausalDiT(config))
+        return Network(self.base / f"{DIT_STEM}.safetensors", dit, self._dit_tensors(dit))
+
+    def vae(self) -> Network[VideoVAE]:
         path = self.base / VAE_FILE
-        config = VAEConfig.from_json(_sidecar(path))
-        return fill(_build(lambda: VideoVAE(config)), _read_pth(path), placement, source=str(path)).tuned()
+        config = VAEConfig.from_json(_described(path))
+        return Network(path, _on_meta(lambda: VideoVAE(config)), read_tensors(path))
 
-    def load_text_encoder(self, placement: Placement) -> TextEncoder:
+    def text_encoder(self) -> Network[TextEncoder]:
         path = self.base / TEXT_ENCODER_FILE
-        config = TextEncoderConfig.from_json(_sidecar(path))
-        tensors = text_encoder.to_transformers_names(_read_pth(path))
-        return fill(_build(lambda: TextEncoder(config)), tensors, placement, source=str(path))
+        config = TextEncoderConfig.from_json(_described(path))
+        tensors = text_encoder.to_transformers_names(read_tensors(path))
+        return Network(path, _on_meta(lambda: TextEncoder(config)), tensors, text_encoder.published_name)
 
-    def load_tokenizer(self, text_len: int) -> PromptTokenizer:
+    def speech_encoder(self) -> Network[SpeechEncoder]:
+        folder = self.base / SPEECH_FOLDER
+        current, old = folder / SPEECH_FILE, folder / _OLD_SPEECH_FILE
+        path = old if old.is_file() and not current.is_file() else current
+        config = Wav2Vec2Config.from_dict(read_json(folder / "config.json"))
+        tensors = speech_encoder.to_transformers_names(read_tensors(path))
+        return Network(current, _on_meta(lambda: SpeechEncoder(config)), tensors)
+
+    def tokenizer(self, text_len: int) -> PromptTokenizer:
         path = self.base / TOKENIZER_FILE
-        if not path.is_file():
-            raise CheckpointError(f"{path} is missing", remedy="download the tokenizer folder of the checkpoint again")
+        require(path)
         return PromptTokenizer(path, text_len)
 
-    def load_speech_encoder(self, placement: Placement) -> SpeechEncoder:
-        folder = self.base / SPEECH_FOLDER
-        config = Wav2Vec2Config.from_dict(_read_json(folder / "config.json"))
-        tensors = speech_encoder.to_transformers_names(_read_speech_weights(folder))
-        return fill(_build(lambda: SpeechEncoder(config)), tensors, placement, source=str(folder))
+    def _dit_tensors(self, dit: CausalDiT) -> Iterator[tuple[str, Tensor]]:
+        tensors = read_tensors(self.base / f"{DIT_STEM}.safetensors")
+        if not self.lora.is_file():
+            yield from tensors
+            return
+        if self.has_merged_lora:
+            raise CheckpointError(
+                f"{self.lora} would be merged a second time: {self.base} holds merged weights",
+                remedy=f"remove {self.lora}",
+            )
+        with opened(self.lora) as file:
+            yield from merge_lora(tensors, check_adapters(dit, file.keys(), file.get_tensor))
 
 
-def _build(make: Callable[[], _Module]) -> _Module:
-    """Builds a module without memory; `fill` brings every tensor."""
-    with torch.device("meta"):
-        return make().eval().requires_grad_(False)
-
-
-def fill(module: _Module, tensors: NamedTensors, placement: Placement, *, source: str) -> _Module:
+def fill(module: _Built, tensors: NamedTensors, placement: Placement, *, source: str) -> _Built:
     """Streams tensors into `module`, casting and moving one at a time.
 
     Raises CheckpointError that names every missing, extra and misshapen tensor (the first of many).
     """
-    expected = dict(module.named_parameters())
-    problems: list[str] = []
-    filled: set[str] = set()
+    for name, tensor in fitting(module, tensors, source=source):
+        owner, _, leaf = name.rpartition(".")
+        placed = nn.Parameter(tensor.to(placement.device, placement.dtype), requires_grad=False)
+        setattr(module.get_submodule(owner), leaf, placed)
+    return module
+
+
+def fitting(module: nn.Module, tensors: NamedTensors, *, source: str) -> Iterator[tuple[str, Tensor]]:
+    """Yields the tensors that are parameters of `module`; at the end raises CheckpointError if not all fitted."""
+    expected = {name: parameter.shape for name, parameter in module.named_parameters()}
+    missing = dict.fromkeys(expected)
+    problems = []
     for name, tensor in tensors:
+        missing.pop(name, None)
         if name not in expected:
             problems.append(f"extra {name}")
-        elif tensor.shape != expected[name].shape:
-            problems.append(f"{name} has shape {list(tensor.shape)}, not {list(expected[name].shape)}")
+        elif tensor.shape != expected[name]:
+            problems.append(f"{name} has shape {list(tensor.shape)}, not {list(expected[name])}")
         else:
-            _assign(module, name, tensor.to(placement.device, placement.dtype))
-        filled.add(name)
-    problems += [f"missing {name}" for name in expected if name not in filled]
+            yield name, tensor
+    problems += [f"missing {name}" for name in missing]
     if problems:
         shown = "; ".join(problems[:_MOST_NAMED])
         more = f"; and {len(problems) - _MOST_NAMED} more" if len(problems) > _MOST_NAMED else ""
         raise CheckpointError(
             f"{source} does not fit the model: {shown}{more}", remedy="download it again, or check its config.json"
         )
-    return module
 
 
-def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:
-    owner, _, leaf = name.rpartition(".")
-    setattr(module.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
+def _on_meta(make: Callable[[], _Built]) -> _Built:
+    """Builds a module that takes no memory."""
+    with torch.device("meta"):
+        return make().eval().requires_grad_(False)
 
 
-def _read_shards(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    index = folder / f"{DIT_STEM}.safetensors.index.json"
-    sharded = _read_json(index)["weight_map"].values() if index.is_file() else [f"{DIT_STEM}.safetensors"]
-    for file in sorted(set(sharded)):
-        yield from _read_safetensors(folder / file)
-
-
-def _read_speech_weights(folder: Path) -> NamedTensors:
-    current, older = folder / "model.safetensors", folder / "pytorch_model.bin"
-    return _read_pth(older) if older.is_file() and not current.is_file() else _read_safetensors(current)
-
-
-def _read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    with _opened(path) as file:
-        for name in file.keys():  # noqa: SIM118  (the file is no mapping)
-            yield name, file.get_tensor(name)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[safe_open]:
-    _require(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (OSError, SafetensorError) as error:
-        raise _damaged(path) from error
-
-
-def _read_pth(path: Path) -> NamedTensors:
-    """Maps the file into memory; only tensors are unpickled, never code."""
-    _require(path)
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, ValueError, EOFError, UnpicklingError) as error:
-        raise _damaged(path) from error
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise _damaged(path)
-    return tensors.items()
-
-
-def _sidecar(path: Path) -> dict[str, Any]:
+def _described(path: Path) -> dict[str, Any]:
     described = path.with_suffix(".json")
-    return _read_json(described) if described.is_file() else {}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    _require(path)
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise _damaged(path) from error
-    if not isinstance(values, dict):
-        raise _damaged(path)
-    return values
-
-
-def _require(path: Path) -> None:
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing", remedy="download the checkpoint folder again")
-
-
-def _damaged(path: Path) -> CheckpointError:
-    return CheckpointError(f"{path} is damaged or not what its name says", remedy="download it again")
+    return read_json(described) if described.is_file() else {}

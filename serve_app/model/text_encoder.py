@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
+from serve_app.errors import CheckpointError
 from serve_app.model.config import TextEncoderConfig
 
 _LAYER_NAMES = {
@@ -91,7 +92,11 @@ class PromptTokenizer:
     """Cuts a prompt into token ids, at most `text_len`, ending with the end-of-sentence token."""
 
     def __init__(self, path: Path, text_len: int) -> None:
-        self._tokenizer = Tokenizer.from_file(str(path))
+        """Raises CheckpointError when the file is no tokenizer."""
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing narrower
+            raise CheckpointError(f"{path} is no tokenizer: {error}", remedy="download it again") from error
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_length=text_len)
 

@@ -37,9 +37,9 @@ def _networks(small_checkpoint: Path) -> tuple[CausalDiT, Conditions]:
     conditions = Conditions(
         text=torch.randn(5, 16, generator=generator),
         motion=torch.randn(16, 19, 8, 8, generator=generator),
-        speech=SpeechFeatures(folder.load_speech_encoder(CPU), speech),
+        speech=SpeechFeatures(folder.speech_encoder().load(CPU), speech),
     )
-    return folder.load_dit(CPU), conditions
+    return folder.dit().load(CPU), conditions
 
 
 def a_plan(*, seed: int = 5, frames: int = 60) -> RolloutPlan:

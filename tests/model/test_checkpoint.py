@@ -34,19 +34,17 @@ def _folder(small_checkpoint: Path, tmp_path: Path) -> Path:
 
 
 def test_every_network_loads_in_the_wanted_dtype(small_checkpoint: Path) -> None:
-    folder = Checkpoint(small_checkpoint)
     bfloat16 = Placement(torch.device("cpu"), torch.bfloat16)
-    networks = (folder.load_dit, folder.load_vae, folder.load_text_encoder, folder.load_speech_encoder)
-    for load in networks:
-        dtypes = {parameter.dtype for parameter in load(bfloat16).parameters()}
+    for find in Checkpoint(small_checkpoint).networks().values():
+        dtypes = {parameter.dtype for parameter in find().load(bfloat16).parameters()}
         assert dtypes == {torch.bfloat16}
 
 
 def test_the_lora_is_merged_into_the_weights(folder: Path) -> None:
-    merged = Checkpoint(folder).load_dit(CPU).state_dict()
+    merged = Checkpoint(folder).dit().load(CPU).state_dict()
     adapters = load_file(folder / LORA_FILE)
     (folder / LORA_FILE).unlink()
-    base = Checkpoint(folder).load_dit(CPU).state_dict()
+    base = Checkpoint(folder).dit().load(CPU).state_dict()
     name = "blocks.1.self_attn.q"
     a, b = (adapters[f"base_model.model.{name}.lora_{half}.default.weight"].float() for half in "AB")
     torch.testing.assert_close(merged[f"{name}.weight"], base[f"{name}.weight"] + SCALE * (b @ a))
@@ -55,14 +53,14 @@ def test_the_lora_is_merged_into_the_weights(folder: Path) -> None:
 
 def test_a_single_file_without_an_index_loads_too(folder: Path) -> None:
     base = folder / BASE_FOLDER
-    expected = Checkpoint(folder).load_dit(CPU).state_dict()
+    expected = Checkpoint(folder).dit().load(CPU).state_dict()
     tensors = {}
     for shard in sorted(base.glob(f"{DIT_STEM}-*.safetensors")):
         tensors |= load_file(shard)
         shard.unlink()
     (base / f"{DIT_STEM}.safetensors.index.json").unlink()
     save_file(tensors, base / f"{DIT_STEM}.safetensors")
-    found = Checkpoint(folder).load_dit(CPU).state_dict()
+    found = Checkpoint(folder).dit().load(CPU).state_dict()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
@@ -75,7 +73,7 @@ def test_names_every_missing_extra_and_misshapen_tensor(folder: Path) -> None:
     tensors["blocks.99.extra"] = torch.zeros(1)
     save_file(tensors, shard)
     with pytest.raises(CheckpointError) as caught:
-        Checkpoint(folder).load_dit(CPU)
+        Checkpoint(folder).dit().load(CPU)
     message = str(caught.value)
     assert f"missing {missing}" in message
     assert f"{misshapen} has shape [3, 5]" in message
@@ -83,23 +81,23 @@ def test_names_every_missing_extra_and_misshapen_tensor(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "load"),
+    ("file", "role"),
     [
-        (FIRST_SHARD, "load_dit"),
-        (VAE_FILE, "load_vae"),
-        (TEXT_ENCODER_FILE, "load_text_encoder"),
-        ("wav2vec2-large-xlsr-53-english/model.safetensors", "load_speech_encoder"),
+        (FIRST_SHARD, "dit"),
+        (VAE_FILE, "vae"),
+        (TEXT_ENCODER_FILE, "text_encoder"),
+        ("wav2vec2-large-xlsr-53-english/model.safetensors", "speech_encoder"),
     ],
 )
 @pytest.mark.parametrize("damage", ["removed", "cut", "replaced"])
-def test_a_lost_or_damaged_file_is_named(folder: Path, file: str, load: str, damage: str) -> None:
+def test_a_lost_or_damaged_file_is_named(folder: Path, file: str, role: str, damage: str) -> None:
     path = folder / BASE_FOLDER / file
     if damage == "removed":
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[:1000] if damage == "cut" else b"<html>404 not found</html>")
     with pytest.raises(CheckpointError, match=path.name):
-        getattr(Checkpoint(folder), load)(CPU)
+        Checkpoint(folder).networks()[role]().load(CPU)
 
 
 def test_a_folder_that_is_no_checkpoint_says_what_one_holds(tmp_path: Path) -> None:
@@ -112,7 +110,7 @@ def test_another_kind_of_transformer_is_refused(folder: Path, name: str, value: 
     path = folder / BASE_FOLDER / DIT_CONFIG
     path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
     with pytest.raises(CheckpointError, match=name):
-        Checkpoint(folder).load_dit(CPU)
+        Checkpoint(folder).dit().load(CPU)
 
 
 def test_a_pickle_that_runs_code_is_refused(folder: Path) -> None:
@@ -120,4 +118,4 @@ def test_a_pickle_that_runs_code_is_refused(folder: Path) -> None:
     path = folder / BASE_FOLDER / VAE_FILE
     torch.save({"conv1.weight": Path}, path)
     with pytest.raises(CheckpointError, match=VAE_FILE):
-        Checkpoint(folder).load_vae(CPU)
+        Checkpoint(folder).vae().load(CPU)

@@ -13,7 +13,7 @@ from serve_app.model.speech_encoder import SAMPLE_RATE, SpeechEncoder, SpeechFea
 
 @pytest.fixture(scope="module", name="encoder")
 def _encoder(small_checkpoint: Path) -> SpeechEncoder:
-    return Checkpoint(small_checkpoint).load_speech_encoder(Placement(torch.device("cpu"), torch.float32))
+    return Checkpoint(small_checkpoint).speech_encoder().load(Placement(torch.device("cpu"), torch.float32))
 
 
 def a_speech(seconds: float) -> torch.Tensor:

@@ -52,7 +52,7 @@ def test_a_failure_leaves_no_half_folder(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_its_tokenizer_ends_prompts_and_knows_no_limits_but_the_length(tmp_path: Path) -> None:
-    tokenize = Checkpoint(tiny_checkpoint(tmp_path)).load_tokenizer(text_len=16)
+    tokenize = Checkpoint(tiny_checkpoint(tmp_path)).tokenizer(text_len=16)
     ids = tokenize("a friendly woman in a green sweater")
     assert ids[-1] == 1
     assert len(tokenize("word " * 100)) == 16
