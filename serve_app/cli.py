@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from serve_app.errors import AvatarError
 from serve_app.rendering.frames import InProcessSource
+from serve_app.rendering.import_path import import_object
 from serve_app.rendering.pipeline import Progress, RenderResult, render
 from serve_app.schemas.config import AppConfig
 from serve_app.schemas.render import (
@@ -34,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0 done, 1 failed, 2 bad input, 130 interrupted, 143 terminated."""
     try:
         _stop_on_signals()
-        return _render(build_parser().parse_args(with_dashes(sys.argv[1:] if arguments is None else arguments)))
+        options = build_parser().parse_args(with_dashes(sys.argv[1:] if arguments is None else arguments))
+        return int(options.run(options))
     except AvatarError as error:
         print(f"live-avatar: {error}", file=sys.stderr)
         return error.exit_code
@@ -48,6 +50,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="live-avatar", description="A portrait, a voice and a sentence: a video.")
     commands = parser.add_subparsers(dest="command", required=True)
     _add_render(commands.add_parser("render", help="render one video on this machine", allow_abbrev=False))
+    _add_convert(commands.add_parser("convert", help="merge and cast a checkpoint folder", allow_abbrev=False))
+    checkpoint = commands.add_parser("checkpoint", help="look after checkpoint folders").add_subparsers(required=True)
+    _add_verify(checkpoint.add_parser("verify", help="read every tensor and name what is wrong", allow_abbrev=False))
     return parser
 
 
@@ -76,6 +81,21 @@ def _add_render(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=DEFAULT_SEED, help="same seed, same video (default 420)")
     add("--checkpoint", default=TINY_CHECKPOINT, help="checkpoint folder (default: the built-in tiny model)")
     add("--out", type=Path, default=Path("output.mp4"), help="where the MP4 goes (default output.mp4)")
+    parser.set_defaults(run=_render)
+
+
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", type=Path, required=True, help="folder to read")
+    parser.add_argument("--out", type=Path, required=True, help="new folder to write")
+    parser.add_argument(
+        "--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the large networks (default bfloat16)"
+    )
+    parser.set_defaults(run=_convert)
+
+
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, help="folder to verify")
+    parser.set_defaults(run=_verify)
 
 
 def _render(options: argparse.Namespace) -> int:
@@ -107,6 +127,28 @@ def _spec(options: argparse.Namespace) -> RenderSpec:
         sample_steps=options.sample_steps,
         seed=options.seed,
     )
+
+
+def _convert(options: argparse.Namespace) -> int:
+    convert = import_object("serve_app.model.convert:convert")
+    convert(
+        options.checkpoint,
+        options.out,
+        dtype=options.dtype,
+        on_network=lambda role: print(f"writing {role} ...", file=sys.stderr),
+    )
+    print(f"{options.out}: converted to {options.dtype}, LoRA merged")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    """Prints a line per network; exit code 1 when one has a problem."""
+    is_sound = True
+    for report in import_object("serve_app.model.verify:verify")(options.checkpoint):
+        is_sound &= not report.problem
+        found = f"{report.num_tensors} tensors, {report.num_parameters} parameters"
+        print(f"{report.role:<16}{report.problem or f'ok, {found}'}")
+    return 0 if is_sound else 1
 
 
 class _ProgressBar:

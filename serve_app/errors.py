@@ -58,6 +58,12 @@ class OutputError(AvatarError):
     exit_code = 2
 
 
+class RenderFailedError(AvatarError):
+    """A render ended before its video was whole."""
+
+    code = "render_failed"
+
+
 class RenderCancelledError(AvatarError):
     """A render was stopped on request, at a block border."""
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serve_app.planning.geometry import STARTUP_FRAMES, Timeline
+from serve_app.rendering.import_path import import_object
 from serve_app.task import FrameBlock, RenderTask
 
 IsCancelled = Callable[[], bool]
@@ -43,13 +43,8 @@ class InProcessSource:
     def frames(self, task: RenderTask, *, is_cancelled: IsCancelled) -> Iterator[FrameBlock]:
         """See FrameSource; the first call may raise CheckpointError."""
         if self._program is None:
-            self._program = self._load()
+            self._program = import_object(PROGRAM)(checkpoint=self._checkpoint, cache_dir=self._cache_dir)
         return self._program.run(task, is_cancelled=is_cancelled)
-
-    def _load(self) -> _Program:
-        module, _, name = PROGRAM.partition(":")
-        make = cast("Callable[..., _Program]", getattr(importlib.import_module(module), name))
-        return make(checkpoint=self._checkpoint, cache_dir=self._cache_dir)
 
 
 def in_file_time(blocks: Iterable[FrameBlock], timeline: Timeline) -> Iterator[NDArray[np.uint8]]:

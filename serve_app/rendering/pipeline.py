@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from serve_app.errors import RenderFailedError
 from serve_app.media.audio import open_sound_track
 from serve_app.media.probe import QualityWarning
 from serve_app.media.video_writer import VideoWriter
@@ -91,3 +92,7 @@ def _render_blocks(
             video.append(writer.write_block(frames))
             frames_done += len(frames)
             on_progress(Progress(task.size, frames_done, num_frames, inputs.warnings))
+    if frames_done != num_frames:
+        raise RenderFailedError(
+            f"the render ended after {frames_done} of {num_frames} frames", remedy="start it again; nothing was written"
+        )

@@ -17,10 +17,11 @@ DARK, BRIGHT = 20, 240
 
 @dataclass
 class DrawnSource:
-    """Dark frames, bright where the file shall flash; breaks down when it comes to block `broken_at`."""
+    """Dark frames, bright where the file shall flash; breaks down or just ends when it comes to a block."""
 
     flashes: frozenset[int] = frozenset()
     broken_at: int | None = None
+    ends_at: int | None = None
     tasks: list[RenderTask] = field(default_factory=list)
 
     def frames(self, task: RenderTask, *, is_cancelled: IsCancelled) -> Iterator[FrameBlock]:
@@ -30,6 +31,8 @@ class DrawnSource:
                 raise RenderCancelledError("cancelled", remedy="start it again")
             if index == self.broken_at:
                 raise RuntimeError("the machine is gone")
+            if index == self.ends_at:
+                return
             start = index * FRAMES_PER_BLOCK
             shown = range(start + STARTUP_FRAMES if index == 0 else start, start + FRAMES_PER_BLOCK)
             levels = np.array([BRIGHT if frame in self.flashes else DARK for frame in shown], dtype=np.uint8)

@@ -11,7 +11,7 @@ import av
 import pytest
 from PIL import Image
 
-from serve_app.errors import AvatarError, InputNotFoundError, OutputError, RenderCancelledError
+from serve_app.errors import AvatarError, InputNotFoundError, OutputError, RenderCancelledError, RenderFailedError
 from serve_app.planning.geometry import Size
 from serve_app.rendering.frames import FrameSource, IsCancelled
 from serve_app.rendering.pipeline import Progress, RenderResult, render
@@ -147,6 +147,12 @@ def test_a_source_that_breaks_down_leaves_nothing(spec: RenderSpec, tmp_path: Pa
     source = DrawnSource(broken_at=broken_at)
     with pytest.raises(RuntimeError, match="the machine is gone"):
         run(spec, source=source, sink=local_file(tmp_path / "out" / "video.mp4"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_source_that_ends_early_is_no_video(spec: RenderSpec, tmp_path: Path) -> None:
+    with pytest.raises(RenderFailedError, match="24 of 30 frames"):
+        run(spec, sink=local_file(tmp_path / "out" / "video.mp4"), source=DrawnSource(ends_at=2))
     assert not (tmp_path / "out").exists()
 
 
