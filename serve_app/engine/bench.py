@@ -163,7 +163,7 @@ def measure(networks: Networks, size: Size, infer_frames: int, sample_steps: int
         distance=drawn_distance(0),
     )
     parts, conditions = _condition(networks, size)
-    rollout = Rollout(networks.dit, conditions, plan)
+    rollout = Rollout(networks.dit, conditions, plan, steps=plan.schedule.steps)
     parts.append(_timed("sink prefill", "clip 0, 1", lambda: rollout.prefill(conditions.reference), device))
     block_parts, block_seconds = _measure_blocks(networks, rollout, conditions)
     return Report(
@@ -244,7 +244,7 @@ def _time_block(rollout: Rollout, decoder: FrameDecoder, index: int, device: tor
     block = rollout.plan.timeline.position(index)
     clock = [_now(device)]
     latents = rollout.noise(block)
-    for step in range(rollout.plan.schedule.num_steps):
+    for step in rollout.plan.schedule.steps:
         latents = rollout.denoise(latents, block, step)
         clock.append(_now(device))
     to_pixels(decoder.decode(latents, block))

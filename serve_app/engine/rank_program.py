@@ -56,7 +56,8 @@ class AvatarProgram:
     def _frame_blocks(self, task: RenderTask) -> Iterator[FrameBlock]:
         started = time.perf_counter()
         conditions = self._conditioner(task)
-        rollout = Rollout(self._dit, conditions, _plan(task))
+        plan = _plan(task)
+        rollout = Rollout(self._dit, conditions, plan, steps=plan.schedule.steps)
         decoder = FrameDecoder(self._vae, conditions.motion)
         for block, latents in sample(rollout):
             frames = to_pixels(decoder.decode(latents, block))

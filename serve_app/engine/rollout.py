@@ -1,7 +1,7 @@
 """Rollout: the denoising side of one video. Call (block, step) needs only (block, step - 1) and (block - 1, step).
 
-All state of the video is here, so videos in a row or interleaved never meet. Any rank may own any set of
-steps: it makes the calls of its steps, in the order of the blocks.
+All state of the video is here, so videos in a row or interleaved never meet. A rank owns some of the steps and
+makes their calls, in the order of the blocks; it holds the caches of its steps alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from serve_app.model.audio_injector import AudioConditions
 from serve_app.model.dit import CausalDiT
 from serve_app.model.flow_match import NoiseSchedule, euler_step
 from serve_app.model.kv_cache import BlockMemory, Sink, WindowCache
-from serve_app.model.layers import TimeEmbedding
 from serve_app.model.reference import motion_table, reference_position
 from serve_app.model.rope import RopePrecision, RopeTable, grid_table, join
 from serve_app.planning.geometry import (
@@ -65,7 +64,8 @@ class _PreparedBlock:
 class Rollout:
     """Denoises the blocks of one video, one (block, step) call at a time."""
 
-    def __init__(self, dit: CausalDiT, conditions: Conditions, plan: RolloutPlan) -> None:
+    def __init__(self, dit: CausalDiT, conditions: Conditions, plan: RolloutPlan, *, steps: range) -> None:
+        """Prefills the sink; `steps` are the denoising steps that this rank owns."""
         self.plan = plan
         self._dit = dit
         self._conditions = conditions
@@ -77,11 +77,12 @@ class Rollout:
             head_dim=dit.config.head_dim,
             precision=plan.rope_precision,
         )
-        self._windows: dict[int, WindowCache] = {}
-        self._times: dict[int, TimeEmbedding] = {}
         self._clip_noise: tuple[int, Tensor] | None = None
         self._new_reference: Tensor | None = None
         self._sink = self.prefill(conditions.reference)
+        # All at once, before anything passing: what does not fit shows here, and memory stays in one piece.
+        self._windows = {step: self._empty_window() for step in steps}
+        self._times = {step: dit.embed_time(plan.schedule.timesteps[step]) for step in steps}
         self._sink_is_final = not plan.replace_reference
         self._prepared: _PreparedBlock | None = None
 
@@ -99,7 +100,7 @@ class Rollout:
         prepared = self._prepare(block)
         velocity = self._dit(
             latents_CTHW,
-            time=self._time(step),
+            time=self._times[step],
             text=self._text,
             audio=prepared.audio,
             rope=prepared.rope,
@@ -144,7 +145,7 @@ class Rollout:
         blocks_seen = min(block.index + 1, self.plan.timeline.blocks_per_clip)
         return BlockMemory(
             sink=self._sink,
-            window=self._window(step),
+            window=self._windows[step],
             sink_rope=self._sink_rope(
                 first_frame=block.first_latent_frame, distance=self.plan.distance(block.index, step)
             ),
@@ -152,22 +153,15 @@ class Rollout:
             filled=blocks_seen * tokens_per_block,
         )
 
-    def _time(self, step: int) -> TimeEmbedding:
-        if step not in self._times:
-            self._times[step] = self._dit.embed_time(self.plan.schedule.timesteps[step])
-        return self._times[step]
-
-    def _window(self, step: int) -> WindowCache:
-        if step not in self._windows:
-            keys = self._sink.keys[0]
-            self._windows[step] = WindowCache(
-                num_layers=self._dit.config.num_layers,
-                num_tokens=self.plan.timeline.window_latent_frames * self.plan.size.tokens_per_frame,
-                num_heads=keys.shape[2],
-                head_dim=keys.shape[3],
-                like=keys,
-            )
-        return self._windows[step]
+    def _empty_window(self) -> WindowCache:
+        keys = self._sink.keys[0]
+        return WindowCache(
+            num_layers=self._dit.config.num_layers,
+            num_tokens=self.plan.timeline.window_latent_frames * self.plan.size.tokens_per_frame,
+            num_heads=keys.shape[2],
+            head_dim=keys.shape[3],
+            like=keys,
+        )
 
     def _sink_rope(self, *, first_frame: int, distance: int) -> RopeTable:
         reference = self._frames_rope([reference_position(first_frame, distance)])

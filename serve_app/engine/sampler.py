@@ -14,7 +14,7 @@ def sample(rollout: Rollout) -> Iterator[tuple[BlockPosition, Tensor]]:
     """Yields each block with its finished latents, float32 [16, 3, h, w]."""
     for block in rollout.plan.timeline.blocks():
         latents = rollout.noise(block)
-        for step in range(rollout.plan.schedule.num_steps):
+        for step in rollout.plan.schedule.steps:
             latents = rollout.denoise(latents, block, step)
         rollout.finished(latents, block)
         yield block, latents

@@ -20,8 +20,8 @@ class NoiseSchedule:
     sigmas: tuple[float, ...]
 
     @property
-    def num_steps(self) -> int:
-        return len(self.timesteps)
+    def steps(self) -> range:
+        return range(len(self.timesteps))
 
 
 def euler_schedule(num_steps: int) -> NoiseSchedule:

@@ -33,12 +33,15 @@ class SpeechEncoder(nn.Module):
         """Hidden states per frame: the first layer's input and every layer's output."""
         return self.wav2vec2.config.num_hidden_layers + 1
 
-    def forward(self, speech_N: Tensor) -> Tensor:
-        """Returns hidden states [25, frames at 50 fps, C] of speech [N] at 16 kHz, already normalised."""
+    def forward(self, speech_N: Tensor, keep: slice = slice(None)) -> Tensor:
+        """Returns hidden states [25, kept frames at 50 fps, C], on the CPU, of normalised speech [N] at 16 kHz.
+
+        On the CPU, because a block needs 12 frames of them and the GPU is short of memory.
+        """
         out = self.wav2vec2(speech_N[None].to(self.dtype), output_hidden_states=True)
         # The last entry belongs behind the final layer norm; transformers 5 lists it before.
         states = (*out.hidden_states[:-1], out.last_hidden_state)
-        return torch.cat(states).float()
+        return torch.stack([state[0, keep].float().cpu() for state in states])
 
     @property
     def dtype(self) -> torch.dtype:
@@ -89,7 +92,7 @@ def _interpolate(states_KTC: Tensor, targets: Tensor, num_out: int, num_in: int,
     position = targets.float() * scale
     low = position.floor().long().clamp(max=num_in - 1)
     high = (low + 1).clamp(max=num_in - 1)
-    weight = (position - low)[:, None].to(states_KTC.device)
+    weight = (position - low)[:, None]
     return states_KTC[:, low - first] * (1 - weight) + states_KTC[:, high - first] * weight
 
 
@@ -107,10 +110,10 @@ class SpeechFeatures:
     WHOLE_FRAMES = 60 * HIDDEN_FPS
     """Up to a minute is encoded whole."""
 
-    CORE_FRAMES = 45 * HIDDEN_FPS
+    CORE_FRAMES = 8 * HIDDEN_FPS
     """Longer speech: windows begin at multiples of this, so that a block's features depend on its place alone."""
 
-    TAIL_FRAMES = 2 * HIDDEN_FPS
+    TAIL_FRAMES = HIDDEN_FPS
     """A window reaches this far into the next one, so that a block lies in one window."""
 
     CONTEXT_FRAMES = 5 * HIDDEN_FPS
@@ -128,7 +131,7 @@ class SpeechFeatures:
         self._states = torch.empty(0)
 
     def frames(self, video_frames: range, fps: int = FPS) -> Tensor:
-        """Returns features [1, 25, C, frames] of consecutive video frames; silence (zeros) past the end."""
+        """Returns features [1, 25, C, frames] of consecutive video frames, on the CPU; zeros past the end."""
         indices = [feature_index(frame, fps) for frame in video_frames]
         heard = [index for index in indices if index < self.num_features]
         if not heard:
@@ -145,6 +148,7 @@ class SpeechFeatures:
         window = self._window_at(int(first_feature * scale))
         assert int(last_feature * scale) + 1 < window.stop or window.stop == self._num_hidden
         if window != self._window:
+            self._states = torch.empty(0)  # the old window goes before the new one comes
             self._states = self._encode(window)
             self._window = window
         return self._states
@@ -157,15 +161,17 @@ class SpeechFeatures:
 
     def _encode(self, window: _Window) -> Tensor:
         begin = max(window.start - self.CONTEXT_FRAMES, 0)
-        end = min(window.stop + self.CONTEXT_FRAMES, self._num_hidden)
+        # All windows are of one length, the first hears more behind itself: memory stays what it was.
+        length = self.CORE_FRAMES + self.TAIL_FRAMES + 2 * self.CONTEXT_FRAMES
+        end = self._num_hidden if self._num_hidden <= self.WHOLE_FRAMES else min(begin + length, self._num_hidden)
         hop = self._encoder.hop_samples
         stop_sample = len(self._speech) if end == self._num_hidden else end * hop
-        states = self._encoder(self._speech[begin * hop : stop_sample].to(self._encoder.device))
-        return states[:, window.start - begin : window.stop - begin].clone()
+        speech = self._speech[begin * hop : stop_sample].to(self._encoder.device)
+        return self._encoder(speech, keep=slice(window.start - begin, window.stop - begin))
 
     def _silence(self, frames: int) -> Tensor:
         size = self._encoder.wav2vec2.config.hidden_size
-        return torch.zeros(1, self._encoder.num_states, size, frames, device=self._encoder.device)
+        return torch.zeros(1, self._encoder.num_states, size, frames)
 
 
 def to_transformers_names(published: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:

@@ -54,7 +54,7 @@ def a_plan(*, seed: int = 5, frames: int = 60) -> RolloutPlan:
 
 
 def test_noise_is_the_clips_noise_cut_into_blocks(networks: tuple[CausalDiT, Conditions]) -> None:
-    rollout = Rollout(*networks, a_plan(seed=5))
+    rollout = Rollout(*networks, a_plan(seed=5), steps=range(0))
     blocks = list(rollout.plan.timeline.blocks())
     clip_1 = torch.randn((16, 6, 8, 8), generator=torch.Generator().manual_seed(5 + 1))
     assert torch.equal(torch.cat([rollout.noise(blocks[2]), rollout.noise(blocks[3])], dim=1), clip_1)
@@ -62,8 +62,8 @@ def test_noise_is_the_clips_noise_cut_into_blocks(networks: tuple[CausalDiT, Con
 
 @torch.inference_mode()
 def test_owners_of_single_steps_make_together_what_one_makes_alone(networks: tuple[CausalDiT, Conditions]) -> None:
-    alone = [latents for _, latents in sample(Rollout(*networks, a_plan()))]
-    owners = [Rollout(*networks, a_plan()) for _ in range(3)]
+    alone = [latents for _, latents in sample(Rollout(*networks, a_plan(), steps=range(3)))]
+    owners = [Rollout(*networks, a_plan(), steps=range(step, step + 1)) for step in range(3)]
     together: list[Tensor] = []
     for block in a_plan().timeline.blocks():
         latents = owners[0].noise(block)
@@ -88,7 +88,7 @@ def test_the_portrait_is_replaced_once_after_the_first_clip(
         return prefill(reference, *arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(dit, "prefill_sink", recorded)
-    latents = [latents for _, latents in sample(Rollout(dit, conditions, a_plan(frames=84)))]
+    latents = [latents for _, latents in sample(Rollout(dit, conditions, a_plan(frames=84), steps=range(3)))]
     assert len(references) == 2
     assert torch.equal(references[0], conditions.reference)
     assert torch.equal(references[1], latents[0][:, :1])
@@ -97,7 +97,7 @@ def test_the_portrait_is_replaced_once_after_the_first_clip(
 @torch.inference_mode()
 def test_a_position_past_45_000_latent_frames_works(networks: tuple[CausalDiT, Conditions]) -> None:
     plan = a_plan(frames=200_000)
-    rollout = Rollout(*networks, plan)
+    rollout = Rollout(*networks, plan, steps=range(1))
     first = rollout.plan.timeline.position(0)
     rollout.finished(rollout.noise(first), first)
     block = plan.timeline.position(15_001)

@@ -96,7 +96,8 @@ def test_latents_and_video_match_the_reference(path: Path, record_property: Any)
 
 
 def _render(setting: Setting, conditions: Conditions) -> tuple[Tensor, Tensor]:
-    rollout = Rollout(setting.dit, conditions, setting.plan())
+    plan = setting.plan()
+    rollout = Rollout(setting.dit, conditions, plan, steps=plan.schedule.steps)
     decoder = FrameDecoder(setting.vae, conditions.motion)
     blocks = [(latents, decoder.decode(latents, block)) for block, latents in sample(rollout)]
     return torch.cat([latents for latents, _ in blocks], dim=1), torch.cat([video for _, video in blocks], dim=1)
