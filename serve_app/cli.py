@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -12,18 +14,20 @@ from typing import Never
 
 from tqdm import tqdm
 
-from serve_app.errors import AvatarError
+from serve_app.errors import AvatarError, InvalidRequestError, did_you_mean
 from serve_app.rendering.frames import InProcessSource
 from serve_app.rendering.import_path import import_object
 from serve_app.rendering.pipeline import Progress, RenderResult, render
+from serve_app.rendering.task_file import read_task_file
 from serve_app.schemas.config import AppConfig
+from serve_app.schemas.presets import PRESETS
 from serve_app.schemas.render import (
     DEFAULT_INFER_FRAMES,
     DEFAULT_SAMPLE_STEPS,
     DEFAULT_SEED,
     DEFAULT_SIZE,
-    RenderSpec,
 )
+from serve_app.schemas.request import REQUEST_FIELDS, complete
 from serve_app.storage.local import local_file
 
 TINY_CHECKPOINT = "tiny"
@@ -35,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0 done, 1 failed, 2 bad input, 130 interrupted, 143 terminated."""
     try:
         _stop_on_signals()
-        options = build_parser().parse_args(with_dashes(sys.argv[1:] if arguments is None else arguments))
+        _print_any_name()
+        options = _parse(sys.argv[1:] if arguments is None else arguments)
         return int(options.run(options))
     except AvatarError as error:
         print(f"live-avatar: {error}", file=sys.stderr)
@@ -68,20 +73,42 @@ def _dashed(flag: str) -> str:
     return name.replace("_", "-") + equals + value
 
 
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parses the arguments; what is unknown ends the process with the usage of its command and a likely flag."""
+    options, unknown = build_parser().parse_known_args(with_dashes(arguments))
+    if unknown:
+        parser: argparse.ArgumentParser = options.parser
+        flags = re.findall(r"--([a-z-]+)", parser.format_usage())
+        hint = did_you_mean(unknown[0].partition("=")[0].removeprefix("--"), flags)
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    return options
+
+
 def _add_render(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of `render`: None stands for a flag that is not given, which a task file or a preset may set."""
     add = parser.add_argument
-    add("--image", required=True, help="portrait: PNG, JPEG, WebP, ...")
-    add("--audio", required=True, help="voice: WAV, MP3, M4A, FLAC, OGG, ...")
-    add("--prompt", required=True, help="what the video shows: person, clothes and pose, scene, light, style")
+    add("--image", help="portrait: PNG, JPEG, WebP, ...")
+    add("--audio", help="voice: WAV, MP3, M4A, FLAC, OGG, ...")
+    add("--prompt", help="what the video shows: person, clothes and pose, scene, light, style")
+    add("--task", type=Path, help="JSON file with these settings; flags win over it")
+    add("--preset", metavar="NAME", help=f"{', '.join(PRESETS)}; flags and task file win over it")
     add("--size", help=f"WIDTH*HEIGHT (default {DEFAULT_SIZE}, for the tiny model {TINY_SIZE})")
-    add("--fit", choices=("area", "exact"), default="area", help="--size as an area cap (default), or exactly")
+    add("--fit", choices=("area", "exact"), help="--size as an area cap (default), or exactly")
     add("--num-clip", type=int, help="end after so many clips (default: the audio decides)")
-    add("--infer-frames", type=int, default=DEFAULT_INFER_FRAMES, help="frames per clip and KV window (default 48)")
-    add("--sample-steps", type=int, default=DEFAULT_SAMPLE_STEPS, help="denoising steps per block (default 4)")
-    add("--seed", type=int, default=DEFAULT_SEED, help="same seed, same video (default 420)")
+    add("--infer-frames", type=int, help=f"frames per clip and KV window (default {DEFAULT_INFER_FRAMES})")
+    add("--sample-steps", type=int, help=f"denoising steps per block (default {DEFAULT_SAMPLE_STEPS})")
+    add("--sample-guide-scale", type=float, help="0 only: guidance has no effect in this model")
+    add("--seed", type=int, help=f"same seed, same video (default {DEFAULT_SEED})")
+    add(
+        "--enable-online-decode",
+        nargs="?",
+        const="true",
+        metavar="true|false",
+        help="replace the portrait by the first generated frame after the first clip (default true)",
+    )
     add("--checkpoint", default=TINY_CHECKPOINT, help="checkpoint folder (default: the built-in tiny model)")
     add("--out", type=Path, default=Path("output.mp4"), help="where the MP4 goes (default output.mp4)")
-    parser.set_defaults(run=_render)
+    parser.set_defaults(run=_render, parser=parser)
 
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:
@@ -90,17 +117,18 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the large networks (default bfloat16)"
     )
-    parser.set_defaults(run=_convert)
+    parser.set_defaults(run=_convert, parser=parser)
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, help="folder to verify")
-    parser.set_defaults(run=_verify)
+    parser.set_defaults(run=_verify, parser=parser)
 
 
 def _render(options: argparse.Namespace) -> int:
     config = AppConfig()
-    spec = _spec(options)
+    defaults = {"size": TINY_SIZE} if options.checkpoint == TINY_CHECKPOINT else {}
+    spec = complete(_given(options), defaults=defaults)
     with _ProgressBar() as bar:
         result = render(
             spec,
@@ -114,19 +142,15 @@ def _render(options: argparse.Namespace) -> int:
     return 0
 
 
-def _spec(options: argparse.Namespace) -> RenderSpec:
-    default_size = TINY_SIZE if options.checkpoint == TINY_CHECKPOINT else DEFAULT_SIZE
-    return RenderSpec.from_request(
-        image=options.image,
-        audio=options.audio,
-        prompt=options.prompt,
-        size=default_size if options.size is None else options.size,
-        fit=options.fit,
-        num_clip=options.num_clip,
-        infer_frames=options.infer_frames,
-        sample_steps=options.sample_steps,
-        seed=options.seed,
-    )
+def _given(options: argparse.Namespace) -> dict[str, object]:
+    """Returns what flags and task file say, by field; raises InvalidRequestError when an input is in neither."""
+    flags = {name: value for name in REQUEST_FIELDS if (value := getattr(options, name)) is not None}
+    given = flags if options.task is None else read_task_file(options.task, overrides=flags)
+    missing = [name for name in ("image", "audio", "prompt") if name not in given]
+    if missing:
+        listed = ", ".join(f"--{name}" for name in missing)
+        raise InvalidRequestError(f"{listed} missing", remedy="give the flag, or --task with a file that has the field")
+    return given
 
 
 def _convert(options: argparse.Namespace) -> int:
@@ -189,6 +213,12 @@ class _Stopped(BaseException):
     def __init__(self, kind: int) -> None:
         super().__init__(STOP_SIGNALS[signal.Signals(kind)])
         self.exit_code = 128 + kind
+
+
+def _print_any_name() -> None:
+    """Lets file names that are no text be printed, in escapes, as standard error does by itself."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _stop_on_signals() -> None:

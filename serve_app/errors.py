@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+import reprlib
+from collections.abc import Iterable
+
 
 class AvatarError(Exception):
     """Stops a piece of work and tells the user what to do about it.
@@ -69,3 +73,17 @@ class RenderCancelledError(AvatarError):
 
     code = "cancelled"
     exit_code = 130
+
+
+def shown(value: object) -> str:
+    """Returns a value as a message quotes it: a prompt of a thousand lines does not belong there."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # an integer of more digits than Python prints
+        return f"of type {type(value).__name__}"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Returns the remark that points a misspelled word to its like, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.7)
+    return f" (did you mean {close[0]}?)" if close else ""

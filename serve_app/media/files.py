@@ -37,7 +37,7 @@ def _reason(error: OSError | ValueError) -> str:
 
 def _check_bytes(path: Path, num_bytes: int, max_bytes: int, param: str) -> None:
     if num_bytes == 0:
-        raise UnsupportedMediaError(f'"{path}" is empty', remedy=f"give an {param} file with content", param=param)
+        raise UnsupportedMediaError(f'"{path}" is empty', remedy=f"give the path of a whole {param} file", param=param)
     if num_bytes > max_bytes:
         raise UnsupportedMediaError(
             f'"{path}" has {num_bytes} bytes; allowed are {max_bytes}',

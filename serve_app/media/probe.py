@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Protocol
 
-from serve_app.planning.geometry import Size
+from serve_app.planning.geometry import FPS, Size
+from serve_app.schemas.render import RenderSpec, differences_from_default
 from serve_app.task import MODEL_SAMPLE_RATE
 
 MIN_PORTRAIT_SIDE = 512
@@ -47,6 +48,20 @@ class SpeechFacts(Protocol):
 def quality_warnings(*, portrait: Size, speech: SpeechFacts, prompt: str) -> tuple[QualityWarning, ...]:
     """Returns every warning about the inputs of one video: portrait, then voice, then prompt."""
     return (*portrait_warnings(portrait), *speech_warnings(speech), *prompt_warnings(prompt))
+
+
+def settings_warnings(spec: RenderSpec) -> tuple[QualityWarning, ...]:
+    """Warns of settings that are not the model's defaults, whether a preset or the user chose them."""
+    said = differences_from_default(sample_steps=spec.sample_steps, infer_frames=spec.infer_frames)
+    return tuple(QualityWarning(f"other_{field}", message) for field, message in said.items())
+
+
+def length_warnings(*, video_seconds: float, speech_seconds: float, num_clip: int | None) -> tuple[QualityWarning, ...]:
+    """Warns of a video that num_clip ends before its voice does."""
+    if speech_seconds - video_seconds < 1 / FPS:
+        return ()
+    message = f"num_clip {num_clip} ends the video after {video_seconds:.2f} s of {speech_seconds:.2f} s of audio"
+    return (QualityWarning("cut_audio", message),)
 
 
 def portrait_warnings(portrait: Size) -> tuple[QualityWarning, ...]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
-from serve_app.errors import InvalidRequestError
+from serve_app.errors import InvalidRequestError, shown
 
 FPS = 25
 LATENT_FRAMES_PER_BLOCK = 3
@@ -83,7 +83,7 @@ def parse_size(text: str) -> Size:
     match = re.fullmatch(r"\s*(\d{1,5})\s*[*xX]\s*(\d{1,5})\s*", text)
     if match is None:
         raise InvalidRequestError(
-            f'size "{text}" is not WIDTH*HEIGHT', remedy="write two numbers, for example 704*384", param="size"
+            f"size {shown(text)} is not WIDTH*HEIGHT", remedy="write two numbers, for example 704*384", param="size"
         )
     size = Size(int(match[1]), int(match[2]))
     if not MIN_AREA <= size.area <= MAX_AREA:
@@ -175,7 +175,7 @@ def check_infer_frames(infer_frames: int) -> None:
     below = inside // FRAMES_PER_BLOCK * FRAMES_PER_BLOCK
     nearest = f"{below}" if below == inside else f"{below} or {below + FRAMES_PER_BLOCK}"
     raise InvalidRequestError(
-        f"infer_frames {infer_frames} is not a multiple of {FRAMES_PER_BLOCK} "
+        f"infer_frames {shown(infer_frames)} is not a multiple of {FRAMES_PER_BLOCK} "
         f"between {FRAMES_PER_BLOCK} and {MAX_INFER_FRAMES}",
         remedy=f"use {nearest} (48 is the default)",
         param="infer_frames",

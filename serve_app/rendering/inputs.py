@@ -8,9 +8,10 @@ from pathlib import Path
 
 import ftfy
 
+from serve_app.errors import InvalidRequestError, shown
 from serve_app.media.audio import read_speech
 from serve_app.media.image import fit_portrait, load_portrait
-from serve_app.media.probe import QualityWarning, quality_warnings
+from serve_app.media.probe import QualityWarning, length_warnings, quality_warnings, settings_warnings
 from serve_app.planning.geometry import Size, effective_size, plan_timeline
 from serve_app.schemas.config import AppConfig
 from serve_app.schemas.render import RenderSpec
@@ -32,11 +33,11 @@ def read_inputs(spec: RenderSpec, *, config: AppConfig) -> RenderInputs:
     Raises InputNotFoundError, UnsupportedMediaError or InvalidRequestError: whatever is wrong with a request is
     found here, before the model is touched.
     """
+    prompt = _prompt(spec.prompt)
     portrait = load_portrait(Path(spec.image), limits=config.image)
     portrait_size = Size(width=portrait.shape[1], height=portrait.shape[0])
     size = effective_size(portrait_size, spec.size, spec.fit)
     speech = read_speech(Path(spec.audio), limits=config.audio)
-    prompt = clean_prompt(spec.prompt)
     timeline = plan_timeline(
         audio_samples=speech.num_samples,
         sample_rate=speech.sample_rate,
@@ -52,8 +53,23 @@ def read_inputs(spec: RenderSpec, *, config: AppConfig) -> RenderInputs:
         seed=spec.seed,
         replace_reference=spec.enable_online_decode,
     )
-    warnings = quality_warnings(portrait=portrait_size, speech=speech, prompt=prompt)
+    warnings = (
+        *quality_warnings(portrait=portrait_size, speech=speech, prompt=prompt),
+        *settings_warnings(spec),
+        *length_warnings(video_seconds=timeline.seconds, speech_seconds=speech.seconds, num_clip=spec.num_clip),
+    )
     return RenderInputs(task=task, sound=Path(spec.audio), warnings=warnings)
+
+
+def _prompt(written: str) -> str:
+    cleaned = clean_prompt(written)
+    if not cleaned:
+        raise InvalidRequestError(
+            f"prompt {shown(written)} is blank",
+            remedy="describe person, clothes and pose, scene, light and style",
+            param="prompt",
+        )
+    return cleaned
 
 
 def clean_prompt(prompt: str) -> str:

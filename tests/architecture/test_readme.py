@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from serve_app.cli import build_parser
+from serve_app.schemas.presets import PRESETS
+from serve_app.schemas.request import complete
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -51,6 +54,25 @@ def test_the_flag_table_tells_every_flag_of_render(capsys: pytest.CaptureFixture
     offered = {flag.replace("_", "-") for flag in re.findall(r"--[a-z][a-z_-]*", capsys.readouterr().out)}
     told = set(re.findall(r"^\| `(--[a-z-]+)` \|", section("Render your own"), flags=re.MULTILINE))
     assert told == offered - {"--help"}
+
+
+def test_the_preset_table_tells_every_preset_as_it_is() -> None:
+    rows = re.findall(r"^\| `([a-z_]+)` \|(.*)\|$", section("Render your own"), flags=re.MULTILINE)
+    assert {name: [cell.strip() for cell in cells.split("|")] for name, cells in rows} == {
+        preset.name: [
+            str(preset.size),
+            f"{preset.num_clip}",
+            f"{preset.infer_frames}",
+            f"{preset.sample_steps}",
+            preset.description,
+        ]
+        for preset in PRESETS.values()
+    }
+
+
+@pytest.mark.parametrize("task", re.findall(r"^```json\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE))
+def test_every_task_file_shown_is_a_whole_request(task: str) -> None:
+    assert complete(json.loads(task), defaults={}).num_clip == 50
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])

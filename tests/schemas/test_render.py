@@ -71,21 +71,24 @@ def test_a_spec_survives_json(spec: RenderSpec) -> None:
         ("audio", "", "audio '': string should have at least 1 character"),
         ("prompt", "", "prompt '': string should have at least 1 character"),
         ("prompt", 7, "prompt 7: input should be a valid string"),
-        ("size", "704", 'size "704" is not WIDTH*HEIGHT'),
+        ("image", "caf\udce9.png", r"image 'caf\udce9.png' is not UTF-8"),
+        ("size", "704", "size '704' is not WIDTH*HEIGHT"),
         ("size", "0*0", "size 0x0 has a side below 1 pixel"),
         ("size", "9999*9999", "size 9999x9999 has an area of 99980001 pixels"),
         ("size", Size(1, 1), "size 1x1 has an area of 1 pixels"),
         ("size", Size(1281, 720), "size 1281x720 has an area of 922320 pixels"),
-        ("size", None, 'size "None" is not WIDTH*HEIGHT'),
+        ("size", None, "size None: input should be text like 704*384"),
         ("fit", "stretch", "fit 'stretch': input should be 'area' or 'exact'"),
         ("num_clip", 0, "num_clip 0: input should be greater than or equal to 1"),
         ("num_clip", 100_001, "num_clip 100001: input should be less than or equal to 100000"),
+        ("num_clip", True, "num_clip True: input should be a valid integer"),
         ("num_clip", 1.5, "num_clip 1.5: input should be a valid integer"),
         ("infer_frames", 32, "infer_frames 32 is not a multiple of 12"),
         ("infer_frames", 0, "infer_frames 0 is not a multiple of 12"),
         ("infer_frames", "many", "infer_frames 'many': input should be a valid integer"),
         ("sample_steps", 0, "sample_steps 0: input should be greater than or equal to 1"),
         ("sample_steps", 11, "sample_steps 11: input should be less than or equal to 10"),
+        ("sample_steps", False, "sample_steps False: input should be a valid integer"),
         ("seed", -1, "seed -1: input should be greater than or equal to 0"),
         ("seed", 2**63, f"seed {2**63}: input should be less than {2**63}"),
         ("enable_online_decode", "perhaps", "enable_online_decode 'perhaps': input should be a valid boolean"),
@@ -110,14 +113,26 @@ def test_a_missing_input_is_named_and_the_others_are_not_told(field: str) -> Non
 
 
 def test_an_unknown_field_is_refused_with_those_that_exist() -> None:
-    with pytest.raises(InvalidRequestError, match="guide_scale is not a field of a render; leave it out") as refused:
+    with pytest.raises(InvalidRequestError, match="'guide_scale' is not a field of a render; leave it out") as refused:
         RenderSpec.from_request(**LEAST, guide_scale=5.0)
     assert refused.value.param == "guide_scale"
     assert all(field in refused.value.remedy for field in RenderSpec.model_fields)
 
 
-def test_an_endless_value_is_shortened_in_the_message() -> None:
+@pytest.mark.parametrize(
+    ("field", "value", "rule"),
+    [
+        ("prompt", "word " * MAX_PROMPT_CHARACTERS, f"at most {MAX_PROMPT_CHARACTERS} characters"),
+        ("size", "x" * 5_000, "WIDTH*HEIGHT"),
+        ("size", ["704*384"] * 5_000, "text like 704*384"),
+        ("num_clip", "9" * 5_000, "exceeded maximum size"),
+        ("infer_frames", 10**4_000, "multiple of 12"),
+        ("seed", 10**5_000, "of type int: input should be less than"),
+    ],
+    ids=["prompt", "size", "no size", "num_clip", "infer_frames", "seed"],
+)
+def test_an_endless_value_is_shortened_in_the_message(field: str, value: object, rule: str) -> None:
     with pytest.raises(InvalidRequestError) as refused:
-        RenderSpec.from_request(**{**LEAST, "prompt": "word " * MAX_PROMPT_CHARACTERS})
-    assert len(str(refused.value)) < 200
-    assert f"at most {MAX_PROMPT_CHARACTERS} characters" in str(refused.value)
+        RenderSpec.from_request(**{**LEAST, field: value})
+    assert len(str(refused.value)) < 250
+    assert rule in str(refused.value)
