@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +27,8 @@ def load_portrait(path: Path, *, limits: ImageLimits) -> NDArray[np.uint8]:
     before a pixel is decoded. Raises InputNotFoundError, or UnsupportedMediaError for anything else
     than a whole image within `limits`.
     """
-    with open_input(path, max_bytes=limits.max_bytes, param="image") as file, _unreadable(path):
-        image = _open_header(file)
+    with open_input(path, max_bytes=limits.max_bytes, param="image") as file, _unreadable(path), _without_warnings():
+        image = Image.open(file, formats=FORMATS)
         _check_size(path, image, limits)
         upright = ImageOps.exif_transpose(image)
         return np.array(_to_rgb(path, upright), dtype=np.uint8)
@@ -62,11 +61,12 @@ def _unreadable(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _open_header(file: BinaryIO) -> Image.Image:
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keeps Pillow's remarks off standard error: odd tags do no harm, and large pictures are for `limits` to refuse."""
     with warnings.catch_warnings():
-        # Pillow warns of large pictures; `limits` refuses them, with numbers, before they are decoded.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(file, formats=FORMATS)
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _check_size(path: Path, image: Image.Image, limits: ImageLimits) -> None:

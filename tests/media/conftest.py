@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 import subprocess
 import wave
+import zlib
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -18,6 +20,17 @@ from numpy.typing import NDArray
 Probe = Callable[[Path], dict[str, dict[str, str]]]
 WriteWav = Callable[..., Path]
 EncodeSound = Callable[..., Path]
+
+
+def raw_png(width: int, height: int, *, bits: int, color_type: int, rows: bytes, level: int = 6) -> bytes:
+    """Returns a PNG with any header over any rows, also ones that do not fit together."""
+    header = struct.pack(">IIBBBBB", width, height, bits, color_type, 0, 0, 0)
+    chunks = (png_chunk(b"IHDR", header), png_chunk(b"IDAT", zlib.compress(rows, level)), png_chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 @pytest.fixture

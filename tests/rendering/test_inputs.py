@@ -81,6 +81,27 @@ def test_what_may_spoil_the_video_is_told(tmp_path: Path, write_wav: WriteWav) -
 
 
 @pytest.mark.parametrize(
+    ("changes", "codes"),
+    [
+        ({"sample_steps": 3}, ["other_sample_steps"]),
+        ({"infer_frames": 36}, ["other_infer_frames"]),
+        ({"num_clip": 1}, []),  # the voice ends within the clip
+        ({"infer_frames": 12, "num_clip": 2}, ["other_infer_frames", "cut_audio"]),
+    ],
+)
+def test_settings_that_are_not_the_models_and_a_cut_voice_are_told(
+    portrait: Path, voice: Path, changes: dict[str, Any], codes: list[str]
+) -> None:
+    inputs = read_inputs(a_spec(portrait, voice, **changes), config=CONFIG)
+    assert [warning.code for warning in inputs.warnings] == codes
+
+
+def test_a_cut_voice_is_told_with_both_lengths(portrait: Path, voice: Path) -> None:
+    *_, last = read_inputs(a_spec(portrait, voice, infer_frames=12, num_clip=2), config=CONFIG).warnings
+    assert str(last) == "num_clip 2 ends the video after 0.96 s of 1.20 s of audio"
+
+
+@pytest.mark.parametrize(
     ("changes", "error", "param"),
     [
         ({"image": "missing.png"}, InputNotFoundError, "image"),
@@ -88,6 +109,8 @@ def test_what_may_spoil_the_video_is_told(tmp_path: Path, write_wav: WriteWav) -
         ({"image": "voice.wav"}, UnsupportedMediaError, "image"),
         ({"audio": "portrait.png"}, UnsupportedMediaError, "audio"),
         ({"size": "100*100", "fit": "exact"}, InvalidRequestError, "size"),
+        ({"prompt": " \t\n "}, InvalidRequestError, "prompt"),
+        ({"prompt": "&nbsp;&amp;emsp;"}, InvalidRequestError, "prompt"),
     ],
 )
 def test_what_is_wrong_with_a_request_is_found_before_the_model_is_touched(
