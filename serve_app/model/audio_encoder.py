@@ -8,9 +8,6 @@ from torch.nn import functional
 
 from serve_app.model.config import DiTConfig
 
-NUM_FEATURE_LAYERS = 25
-"""Hidden states of the speech encoder: the input of its first layer and the output of each of its 24."""
-
 _NORM_EPS = 1e-6
 
 
@@ -23,7 +20,7 @@ class CausalAudioEncoder(nn.Module):
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
-        self.weights = nn.Parameter(torch.full((1, NUM_FEATURE_LAYERS, 1, 1), 0.01))
+        self.weights = nn.Parameter(torch.full((1, config.num_audio_states, 1, 1), 0.01))
         self.encoder = _MotionEncoder(config.audio_dim, config.dim, config.num_audio_token)
 
     def forward(self, features_AKCF: Tensor) -> tuple[Tensor, Tensor]:

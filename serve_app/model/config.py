@@ -49,6 +49,9 @@ class DiTConfig:
     cond_dim: int = 16
     audio_dim: int = 1024
     num_audio_token: int = 4
+    num_audio_states: int = 25
+    """Hidden states of the speech encoder: the input of its first layer and the output of each of its 24."""
+
     audio_inject_layers: tuple[int, ...] = (0, 4, 8, 12, 16, 20, 24, 27, 30, 33, 36, 39)
     text_len: int = 512
     text_dim: int = 4096

@@ -24,15 +24,15 @@ class NoiseSchedule:
         return range(len(self.timesteps))
 
 
-def euler_schedule(num_steps: int) -> NoiseSchedule:
-    """Returns the schedule of the reference: evenly spaced sigmas, shifted by 3.
+def euler_schedule(num_steps: int, *, shift: float = SHIFT) -> NoiseSchedule:
+    """Returns the schedule of the reference: evenly spaced sigmas, shifted.
 
-    shift(s) = 3 s / (1 + 2 s). The lowest sigma comes out of the training table, which is shifted
+    shifted(s) = shift s / (1 + (shift - 1) s). The lowest sigma comes out of the training table, which is shifted
     already, and is shifted again: a property of the published sampler that the distilled model learned with.
     """
-    lowest = _shift(1.0 / TRAIN_TIMESTEPS)
+    lowest = _shifted(1.0 / TRAIN_TIMESTEPS, shift)
     even = torch.linspace(1.0, lowest, num_steps, dtype=torch.float64)
-    sigmas = _shift(even).float()
+    sigmas = _shifted(even, shift).float()
     timesteps = (sigmas * TRAIN_TIMESTEPS).tolist()
     return NoiseSchedule(timesteps=tuple(timesteps), sigmas=(*sigmas.tolist(), 0.0))
 
@@ -40,8 +40,8 @@ def euler_schedule(num_steps: int) -> NoiseSchedule:
 _Sigma = TypeVar("_Sigma", float, Tensor)
 
 
-def _shift(sigma: _Sigma) -> _Sigma:
-    return SHIFT * sigma / (1 + (SHIFT - 1) * sigma)
+def _shifted(sigma: _Sigma, shift: float) -> _Sigma:
+    return shift * sigma / (1 + (shift - 1) * sigma)
 
 
 def euler_step(latents: Tensor, velocity: Tensor, *, sigma: float, next_sigma: float) -> Tensor:

@@ -31,6 +31,7 @@ class Adapters:
 
     pairs: Mapping[str, tuple[str, str]]
     read: Callable[[str], Tensor]
+    scale: float = SCALE
 
 
 def check_adapters(model: nn.Module, names: Iterable[str], read: Callable[[str], Tensor]) -> Adapters:
@@ -67,7 +68,7 @@ def merge_lora(weights: Iterable[tuple[str, Tensor]], adapters: Adapters) -> Ite
                 f"LoRA of {target}: A {list(a_RI.shape)} and B {list(b_OR.shape)} make no weight {list(weight.shape)}",
                 remedy="use the adapter that was published for this model",
             )
-        yield name, torch.addmm(weight.float(), b_OR.float(), a_RI.float(), alpha=SCALE)
+        yield name, torch.addmm(weight.float(), b_OR.float(), a_RI.float(), alpha=adapters.scale)
 
 
 def _some(kind: str, names: list[str]) -> str:

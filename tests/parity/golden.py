@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,5 +49,9 @@ def load_weights(golden: Golden, key: str = "weights") -> dict[str, Tensor]:
 
 
 def largest_error(actual: Tensor, expected: Tensor) -> float:
+    """The largest difference; infinite where anything is not a number, so that no maximum swallows it."""
     assert actual.shape == expected.shape, f"{tuple(actual.shape)} is not {tuple(expected.shape)}"
-    return float((actual.double() - expected.double()).abs().max()) if expected.numel() else 0.0
+    if not expected.numel():
+        return 0.0
+    error = float((actual.double() - expected.double()).abs().max())
+    return error if math.isfinite(error) else math.inf

@@ -50,7 +50,12 @@ def test_audio_tokens_match_the_reference(path: Path, case: dict[str, Any], reco
     golden, number = load(path), case["case"]
     config = golden.spec["config"]
     encoder = CausalAudioEncoder(
-        DiTConfig(dim=config["out_dim"], audio_dim=config["in_dim"], num_audio_token=config["num_token"])
+        DiTConfig(
+            dim=config["out_dim"],
+            audio_dim=config["in_dim"],
+            num_audio_token=config["num_token"],
+            num_audio_states=config["num_layers"],
+        )
     )
     encoder.load_state_dict(golden.weights())
     with torch.inference_mode():

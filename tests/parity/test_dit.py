@@ -119,7 +119,7 @@ def _replay_errors(replay: Replay) -> dict[str, tuple[float, float]]:
     for call in golden.spec["calls"]:
         if call["kind"] == "sink_prefill":
             rope = replay.prefill(call)
-            _check_sink(replay, call["tag"], rope, note)
+            _check_sink(replay, call, rope, note)
         else:
             velocity = replay.denoise(call)
             note("velocity", velocity, call["velocity"], VELOCITY_TOLERANCE)
@@ -128,13 +128,14 @@ def _replay_errors(replay: Replay) -> dict[str, tuple[float, float]]:
     return errors
 
 
-def _check_sink(replay: Replay, tag: str, rope: RopeTable, note: Any) -> None:
+def _check_sink(replay: Replay, call: dict[str, Any], rope: RopeTable, note: Any) -> None:
+    tag = call["tag"]
     for kind, stored in (("k", replay.sink.keys), ("v", replay.sink.values)):
         names = [name for name in replay.golden.tensors if name.startswith(f"{tag}.cond_{kind}.")]
         assert names, f"the case stores no {kind} for {tag}"
         for name in names:
             note("sink", stored[int(name.rsplit(".", 1)[1])], name, CACHE_TOLERANCE)
-    if f"{tag}.rope_real" in replay.golden.tensors and not replay.golden.spec["calls"][0]["drop_motion_frames"]:
+    if f"{tag}.rope_real" in replay.golden.tensors and not call["drop_motion_frames"]:
         note("rope", rope.cos, f"{tag}.rope_real", SIDE_TOLERANCE)
         note("rope", rope.sin, f"{tag}.rope_imag", SIDE_TOLERANCE)
 

@@ -21,8 +21,9 @@ def test_tokens_and_tables_match_the_reference(path: Any, number: int, record_pr
     golden = load(path)
     config = golden.spec["config"]
     case = next(case for case in golden.spec["cases"] if case["case"] == number)
-    packer = FramePacker(16, config["inner_dim"], drop_mode=case["drop_mode"])
-    packer.load_state_dict(golden.weights())
+    weights = golden.weights()
+    packer = FramePacker(weights["proj.weight"].shape[1], config["inner_dim"], drop_mode=case["drop_mode"])
+    packer.load_state_dict(weights)
     with torch.inference_mode():
         tokens = packer(golden.tensors[case["input_tensor"]], add_last_motion=case["add_last_motion"])
     error = largest_error(tokens, golden.tensors[f"c{number}.out"])
