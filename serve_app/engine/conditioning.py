@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from serve_app.model.checkpoint import Checkpoint, Placement
 from serve_app.model.reference import MOTION_LATENTS
@@ -45,20 +46,30 @@ class Conditioner:
     def __call__(self, task: RenderTask) -> Conditions:
         device = self.vae.conv1.weight.device
         return Conditions(
-            text=self.text_encoder(self.tokenizer(task.prompt).to(device)),
+            text=_run_on(device, self.text_encoder, self.tokenizer(task.prompt)),
             motion=self.vae.encode(_still(task, device)),
             speech=SpeechFeatures(self.speech_encoder, torch.from_numpy(task.speech)),
         )
 
 
 def load_conditioner(checkpoint: Checkpoint, vae: VideoVAE, placement: Placement, *, text_len: int) -> Conditioner:
-    """Loads the encoders; the VAE is the one that decodes as well."""
+    """Loads the encoders; the VAE is the one that decodes as well.
+
+    The text encoder stays on the CPU: it is needed once per video and would take a third of the GPU's weights.
+    The speech encoder runs in float32, as it was trained.
+    """
     return Conditioner(
         tokenizer=checkpoint.tokenizer(text_len),
-        text_encoder=checkpoint.text_encoder().load(placement),
-        speech_encoder=checkpoint.speech_encoder().load(placement),
+        text_encoder=checkpoint.text_encoder().load(replace(placement, device=torch.device("cpu"))),
+        speech_encoder=checkpoint.speech_encoder().load(replace(placement, dtype=torch.float32)),
         vae=vae,
     )
+
+
+def _run_on(device: torch.device, module: nn.Module, inputs: Tensor) -> Tensor:
+    """Runs a module that lives on the CPU on `device`; a GPU holds a copy of its weights for that long."""
+    weights = {name: parameter.to(device, non_blocking=True) for name, parameter in module.named_parameters()}
+    return functional_call(module, weights, (inputs.to(device),))
 
 
 def _still(task: RenderTask, device: torch.device) -> Tensor:

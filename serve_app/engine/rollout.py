@@ -125,6 +125,7 @@ class Rollout:
 
     def _refill_sink(self) -> None:
         assert self._new_reference is not None, "clip 1 began before block 0 was finished"
+        self._sink = Sink()  # the old one goes before the new one comes
         self._sink = self.prefill(self._new_reference)
         self._sink_is_final = True
 
@@ -149,7 +150,7 @@ class Rollout:
             sink_rope=self._sink_rope(
                 first_frame=block.first_latent_frame, distance=self.plan.distance(block.index, step)
             ),
-            start=block.slot * tokens_per_block,
+            start=block.in_clip * tokens_per_block,
             filled=blocks_seen * tokens_per_block,
         )
 

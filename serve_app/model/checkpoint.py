@@ -140,14 +140,15 @@ class Checkpoint:
 
     def _dit_tensors(self, dit: CausalDiT) -> Iterator[tuple[str, Tensor]]:
         tensors = read_tensors(self.base / f"{DIT_STEM}.safetensors")
-        if not self.lora.is_file():
-            yield from tensors
-            return
-        if self.has_merged_lora:
+        if self.has_merged_lora and self.lora.is_file():
             raise CheckpointError(
                 f"{self.lora} would be merged a second time: {self.base} holds merged weights",
                 remedy=f"remove {self.lora}",
             )
+        if self.has_merged_lora:
+            yield from tensors
+            return
+        # Without the LoRA the model is not distilled: few steps would give a broken picture.
         with opened(self.lora) as file:
             yield from merge_lora(tensors, check_adapters(dit, file.keys(), file.get_tensor))
 

@@ -70,7 +70,7 @@ def _copy_descriptions(checkpoint: Checkpoint, base: Path) -> None:
             copy = base / path.relative_to(checkpoint.base)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
-    config = read_json(base / DIT_CONFIG) | {LORA_MERGED: checkpoint.has_merged_lora or checkpoint.lora.is_file()}
+    config = read_json(base / DIT_CONFIG) | {LORA_MERGED: True}
     (base / DIT_CONFIG).write_text(json.dumps(config, indent=1) + "\n")
 
 

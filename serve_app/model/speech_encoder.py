@@ -21,6 +21,9 @@ FEATURE_FPS = 30
 """Hidden states are resampled to 30 per second before frames are picked: the rate the model was trained with."""
 
 
+_NORMALISED_AT_ONCE = 1 << 20
+
+
 class SpeechEncoder(nn.Module):
     """Turns normalised speech into all hidden states; parameters under transformers' names in `self.wav2vec2`."""
 
@@ -69,8 +72,11 @@ class SpeechEncoder(nn.Module):
 
 def normalise(speech_N: Tensor) -> Tensor:
     """Returns (x - mean) / sqrt(var + 1e-7) over the whole speech, population variance, float32 [N]."""
-    x = speech_N.double()
-    return ((x - x.mean()) / torch.sqrt(x.var(unbiased=False) + 1e-7)).float()
+    # In float64, by parts: a float64 copy of hours of speech would take gigabytes.
+    parts = speech_N.split(_NORMALISED_AT_ONCE)
+    mean = sum(float(part.double().sum()) for part in parts) / len(speech_N)
+    variance = sum(float((part.double() - mean).square().sum()) for part in parts) / len(speech_N)
+    return speech_N.sub(mean).div_((variance + 1e-7) ** 0.5)
 
 
 def resample_states(states_KTC: Tensor, num_out: int) -> Tensor:

@@ -29,8 +29,11 @@ def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     twin = path.with_suffix(".safetensors")
     index = Path(f"{twin}.index.json")
     if index.is_file():
-        for shard in sorted(set(read_json(index)["weight_map"].values())):
-            yield from _read_safetensors(path.parent / shard)
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise damaged(index)
+        for shard in sorted(set(weight_map.values())):
+            yield from _read_safetensors(path.parent / str(shard))
     elif twin.is_file():
         yield from _read_safetensors(twin)
     else:

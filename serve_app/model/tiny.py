@@ -24,6 +24,7 @@ from tokenizers.models import Unigram
 from tokenizers.trainers import UnigramTrainer
 from torch import Tensor, nn
 
+from serve_app.errors import OutputError
 from serve_app.model.checkpoint import (
     BASE_FOLDER,
     DIT_CONFIG,
@@ -84,11 +85,21 @@ TINY = ModelSizes(
 
 
 def tiny_checkpoint(cache_dir: Path) -> Path:
-    """Returns the folder of the tiny model below `cache_dir`, generating it on first use."""
+    """Returns the folder of the tiny model below `cache_dir`, generating it on first use.
+
+    Raises OutputError when the cache cannot be written.
+    """
     folder = cache_dir / f"{TINY.name}-{REVISION}"
-    if not folder.is_dir():
+    if folder.is_dir():
+        return folder
+    try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         _generate_beside(folder)
+    except OSError as error:
+        raise OutputError(
+            f'the built-in model cannot be kept in "{cache_dir}": {error.strerror or error}',
+            remedy="set XDG_CACHE_HOME to a folder that is writable and has 40 MB of space",
+        ) from error
     return folder
 
 

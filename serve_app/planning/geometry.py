@@ -220,17 +220,16 @@ class Timeline:
 
     def position(self, index: int) -> BlockPosition:
         clip, in_clip = divmod(index, self.blocks_per_clip)
-        return BlockPosition(index=index, clip=clip, in_clip=in_clip, slot=in_clip)
+        return BlockPosition(index=index, clip=clip, in_clip=in_clip)
 
 
 @dataclass(frozen=True)
 class BlockPosition:
-    """One block: its clip, its place in the clip and the KV slot that it overwrites."""
+    """One block: its clip, and its place in the clip, which is also the KV slot that it overwrites."""
 
     index: int
     clip: int
     in_clip: int
-    slot: int
 
     @property
     def first_latent_frame(self) -> int:

@@ -13,12 +13,15 @@ import numpy as np
 import pytest
 import torch
 
+from serve_app.engine import rank_program
 from serve_app.engine.rank_program import AvatarProgram
 from serve_app.errors import RenderCancelledError
+from serve_app.model.checkpoint import Placement
 from serve_app.planning.geometry import Timeline
 from serve_app.task import FrameBlock, RenderTask
 
 TIMEOUT_S = 120
+MEAN_BFLOAT16_DIFFERENCE = 4.0
 
 
 def a_task(
@@ -131,6 +134,18 @@ def _collect(blocks: Iterator[FrameBlock], made: list[FrameBlock]) -> None:
 def test_a_longer_video_begins_like_a_shorter_one(program: AvatarProgram) -> None:
     short, long = run(program, a_task(frames=24)), run(program, a_task(frames=60))
     assert digest(short) == digest(long[: len(short)])
+
+
+def test_bfloat16_runs_through_every_network_and_stays_near_float32(
+    program: AvatarProgram, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placement = Placement(torch.device("cpu"), torch.bfloat16)
+    monkeypatch.setattr(rank_program, "default_placement", lambda: placement)
+    rounded = AvatarProgram(checkpoint=str(small_checkpoint), cache_dir=Path("unused"))
+    exact = run(program, a_task())
+    for block, other in zip(exact, run(rounded, a_task()), strict=True):
+        difference = np.abs(block.frames.astype(int) - other.frames.astype(int))
+        assert difference.mean() < MEAN_BFLOAT16_DIFFERENCE, block.index
 
 
 def test_the_consumer_is_not_in_inference_mode(program: AvatarProgram) -> None:

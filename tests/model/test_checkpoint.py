@@ -22,6 +22,7 @@ from serve_app.model.checkpoint import (
     Placement,
 )
 from serve_app.model.lora import SCALE
+from serve_app.model.tensor_files import read_tensors
 
 CPU = Placement(torch.device("cpu"), torch.float32)
 FIRST_SHARD = f"{DIT_STEM}-00001-of-00002.safetensors"
@@ -43,12 +44,17 @@ def test_every_network_loads_in_the_wanted_dtype(small_checkpoint: Path) -> None
 def test_the_lora_is_merged_into_the_weights(folder: Path) -> None:
     merged = Checkpoint(folder).dit().load(CPU).state_dict()
     adapters = load_file(folder / LORA_FILE)
-    (folder / LORA_FILE).unlink()
-    base = Checkpoint(folder).dit().load(CPU).state_dict()
+    base = dict(read_tensors(folder / BASE_FOLDER / f"{DIT_STEM}.safetensors"))
     name = "blocks.1.self_attn.q"
     a, b = (adapters[f"base_model.model.{name}.lora_{half}.default.weight"].float() for half in "AB")
-    torch.testing.assert_close(merged[f"{name}.weight"], base[f"{name}.weight"] + SCALE * (b @ a))
-    assert not torch.equal(merged[f"{name}.weight"], base[f"{name}.weight"])
+    torch.testing.assert_close(merged[f"{name}.weight"], base[f"{name}.weight"].float() + SCALE * (b @ a))
+    assert torch.equal(merged[f"{name}.bias"], base[f"{name}.bias"].float())
+
+
+def test_a_missing_lora_is_an_error_not_a_broken_picture(folder: Path) -> None:
+    (folder / LORA_FILE).unlink()
+    with pytest.raises(CheckpointError, match=r"liveavatar\.safetensors is missing"):
+        Checkpoint(folder).dit().load(CPU)
 
 
 def test_a_single_file_without_an_index_loads_too(folder: Path) -> None:

@@ -245,11 +245,11 @@ def test_the_blocks_hold_every_frame_once_and_in_order(num_frames: int, infer_bl
 def test_blocks_know_their_clip_their_slot_and_their_first_latent_frame() -> None:
     timeline = Timeline(num_frames=60, infer_frames=24)
     assert list(timeline.blocks()) == [
-        BlockPosition(index=0, clip=0, in_clip=0, slot=0),
-        BlockPosition(index=1, clip=0, in_clip=1, slot=1),
-        BlockPosition(index=2, clip=1, in_clip=0, slot=0),
-        BlockPosition(index=3, clip=1, in_clip=1, slot=1),
-        BlockPosition(index=4, clip=2, in_clip=0, slot=0),
+        BlockPosition(index=0, clip=0, in_clip=0),
+        BlockPosition(index=1, clip=0, in_clip=1),
+        BlockPosition(index=2, clip=1, in_clip=0),
+        BlockPosition(index=3, clip=1, in_clip=1),
+        BlockPosition(index=4, clip=2, in_clip=0),
     ]
     assert [block.first_latent_frame for block in timeline.blocks()] == [0, 3, 6, 9, 12]
 
