@@ -11,7 +11,8 @@ WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
-STAMP := $(VENV)/.installed
+# One stamp per interpreter: another PYTHON makes a new .venv.
+STAMP := $(VENV)/.installed-$(notdir $(PYTHON))
 SAMPLES := serve_app/samples
 
 help: ## List the commands
@@ -24,7 +25,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || fail \
 		"$(PYTHON) is $$($(PYTHON) --version 2> /dev/null || echo missing), but 3.11 or newer is needed; install one and name it: make $(MAKECMDGOALS) PYTHON=python3.12"
 	echo "Setting up $(VENV) (some minutes the first time) ..."
-	$(PYTHON) -m venv $(VENV) || fail \
+	clear=--clear; if [[ -e $@ ]]; then clear=; fi  # half an installation, or another Python's, is of no use
+	$(PYTHON) -m venv $$clear $(VENV) || fail \
 		"$(PYTHON) cannot make a virtual environment; install its venv module (Debian and Ubuntu: apt-get install python3-venv)"
 	$(PIP) install --constraint constraints.txt setuptools
 	$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[all,dev]'

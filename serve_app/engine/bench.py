@@ -36,13 +36,21 @@ from serve_app.model.speech_encoder import SAMPLE_RATE, SpeechEncoder, SpeechFea
 from serve_app.model.text_encoder import TextEncoder
 from serve_app.model.tiny import TINY
 from serve_app.model.vae import VideoVAE
-from serve_app.planning.geometry import FPS, FRAMES_PER_BLOCK, Size, Timeline, exact_size, parse_size
+from serve_app.planning.geometry import (
+    FPS,
+    FRAMES_PER_BLOCK,
+    Size,
+    Timeline,
+    check_infer_frames,
+    exact_size,
+    parse_size,
+)
 
 MODELS = {TINY.name: (TINY, "128*128"), "full": (ModelSizes(), "384*256")}
 SPEECH_SECONDS = 10
 PROMPT_TOKENS = 100
 REPEATS = 5
-MATMUL_SIDE = {"cpu": 2048, "cuda": 8192}
+MATMUL_SIDE = {"cpu": 4096, "cuda": 8192}
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -98,6 +106,7 @@ class Report:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints one table per size."""
     options = _parser().parse_args(arguments)
+    check_infer_frames(options.infer_frames)
     sizes, default_size = MODELS[options.model]
     placement = default_placement()
     networks = Networks(sizes, placement)

@@ -5,8 +5,20 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from serve_app.errors import AvatarError
+
+MODEL_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors")
+
 
 def import_object(path: str) -> Any:  # noqa: ANN401  (whoever asks knows what is there)
-    """Returns the object at "package.module:name"."""
+    """Returns the object at "package.module:name"; raises AvatarError where the model's packages are missing."""
     module, _, name = path.partition(":")
-    return getattr(importlib.import_module(module), name)
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if error.name not in MODEL_PACKAGES:
+            raise
+        raise AvatarError(
+            f"{error.name} is not installed",
+            remedy='install the model\'s packages: pip install "live-avatar-serve[model]"',
+        ) from error
