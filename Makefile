@@ -58,7 +58,8 @@ test: install check ## Run all that CI runs: check, then the tests, the whole-co
 	$(BIN)/pytest tests/end_to_end
 
 lock: install ## Pin in constraints.txt what .venv holds now
-	@$(PIP) freeze --all --exclude-editable --exclude pip | sed -E 's/\+[^ ]*$$//' > $(VENV)/constraints.txt
+	@# Without what torch brings for the GPU: it differs from machine to machine.
+	$(PIP) freeze --all --exclude-editable --exclude pip | sed -E 's/\+[^ ]*$$//; /^(nvidia|cuda|triton)\b/d' > $(VENV)/constraints.txt
 	mv $(VENV)/constraints.txt constraints.txt
 	touch $(STAMP)
 
