@@ -79,7 +79,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     if unknown:
         parser: argparse.ArgumentParser = options.parser
         flags = re.findall(r"--([a-z-]+)", parser.format_usage())
-        hint = did_you_mean(unknown[0].partition("=")[0].removeprefix("--"), flags)
+        hint = did_you_mean(unknown[0].partition("=")[0].removeprefix("--"), flags, prefix="--")
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     return options
 

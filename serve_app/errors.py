@@ -83,7 +83,7 @@ def shown(value: object) -> str:
         return f"of type {type(value).__name__}"
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Returns the remark that points a misspelled word to its like, or nothing."""
+def did_you_mean(word: str, known: Iterable[str], *, prefix: str = "") -> str:
+    """Returns the remark that points a misspelled word to its like, written behind `prefix`, or nothing."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.7)
-    return f" (did you mean {close[0]}?)" if close else ""
+    return f" (did you mean {prefix}{close[0]}?)" if close else ""

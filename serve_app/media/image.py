@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,7 @@ from serve_app.schemas.config import ImageLimits
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 MAX_16_BIT = 65_535
+_SMALLER = "scale or crop the portrait"
 
 
 def load_portrait(path: Path, *, limits: ImageLimits) -> NDArray[np.uint8]:
@@ -28,7 +31,7 @@ def load_portrait(path: Path, *, limits: ImageLimits) -> NDArray[np.uint8]:
     than a whole image within `limits`.
     """
     with open_input(path, max_bytes=limits.max_bytes, param="image") as file, _unreadable(path), _without_warnings():
-        image = Image.open(file, formats=FORMATS)
+        image = _open_header(path, file, limits)
         _check_size(path, image, limits)
         upright = ImageOps.exif_transpose(image)
         return np.array(_to_rgb(path, upright), dtype=np.uint8)
@@ -61,6 +64,18 @@ def _unreadable(path: Path) -> Iterator[None]:
         ) from error
 
 
+def _open_header(path: Path, file: BinaryIO, limits: ImageLimits) -> Image.Image:
+    try:
+        return Image.open(file, formats=FORMATS)
+    except Image.DecompressionBombError as error:  # beyond Pillow's own limit, which is not ours
+        number = re.search(r"\d+", str(error))
+        raise UnsupportedMediaError(
+            f'"{path}" has {number[0] if number else "too many"} pixels; allowed are up to {limits.max_pixels}',
+            remedy=_SMALLER,
+            param="image",
+        ) from error
+
+
 @contextmanager
 def _without_warnings() -> Iterator[None]:
     """Keeps Pillow's remarks off standard error: odd tags do no harm, and large pictures are for `limits` to refuse."""
@@ -82,7 +97,7 @@ def _check_size(path: Path, image: Image.Image, limits: ImageLimits) -> None:
         if not is_kept:
             raise UnsupportedMediaError(
                 f'"{path}" is {width}x{height} = {width * height} pixels; allowed are {rule}',
-                remedy="scale or crop the portrait",
+                remedy=_SMALLER,
                 param="image",
             )
 

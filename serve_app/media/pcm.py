@@ -5,6 +5,7 @@ Sample 0 is t = 0: encoder delays and edit lists are the decoder's affair, start
 
 from __future__ import annotations
 
+import errno
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,11 +65,16 @@ def open_pcm(path: Path, *, limits: AudioLimits) -> Iterator[Pcm]:
             first = next(frames, None)
             if first is None:
                 raise _unsupported(f'"{path}" has no samples', "give a file with sound")
+            speakers = tuple(channel.name for channel in first.layout.channels)
+            if len(speakers) > limits.max_channels:
+                raise _unsupported(
+                    f'"{path}" has {len(speakers)} channels; allowed are up to {limits.max_channels}',
+                    "mix it down to mono or stereo",
+                )
             chunks = _chunks(path, first, frames, limits.max_seconds)
             if promise is not None and "mp4" in container.format.name:
                 # libav skips the delay in front, but not the filling of the last packet.
                 chunks = _cut(chunks, round(promise * first.sample_rate))
-            speakers = tuple(channel.name for channel in first.layout.channels)
             yield Pcm(sample_rate=first.sample_rate, speakers=speakers, chunks=chunks)
 
 
@@ -76,9 +82,26 @@ def _opened(path: Path, file: BinaryIO) -> InputContainer:
     try:
         # The open file, not its name: libav would take a name like "http:x" for an address.
         # Titles in other encodings than UTF-8 are common and of no interest.
-        return av.open(file, "r", options={"format_whitelist": FORMATS}, metadata_errors="replace")
+        return av.open(_Seekable(file), "r", options={"format_whitelist": FORMATS}, metadata_errors="replace")
     except (av.error.FFmpegError, OSError) as error:
         raise _unsupported(f'"{path}" is not a sound file ({error})', _KINDS) from error
+
+
+class _Seekable:
+    """An open file whose `seek` answers a jump to nowhere, as damaged headers ask for, with an error number.
+
+    An exception would be printed by PyAV, with its traceback, wherever libav carries on without that jump.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.name, self.read, self.tell = file.name, file.read, file.tell
+
+    def seek(self, offset: int, whence: int) -> int:
+        try:
+            return self._file.seek(offset, whence)
+        except (OSError, ValueError):
+            return -errno.EINVAL
 
 
 def _audio_stream(path: Path, container: InputContainer) -> AudioStream:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -24,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 120
 
 RunCli = Callable[..., subprocess.CompletedProcess[str]]
-"""run(*arguments, cwd, cache=None): runs `live-avatar` to its end."""
+"""run(*arguments, cwd, cache=None, limit=None): runs `live-avatar` to its end; `limit` is a resource and its value."""
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +36,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def live_avatar(cache: Path) -> RunCli:
-    def run(*arguments: str, cwd: Path, cache: Path = cache) -> subprocess.CompletedProcess[str]:
+    def run(
+        *arguments: str | bytes, cwd: Path, cache: Path = cache, limit: tuple[int, int] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "serve_app.cli", *arguments],
             cwd=cwd,
@@ -43,6 +46,7 @@ def live_avatar(cache: Path) -> RunCli:
             capture_output=True,
             text=True,
             timeout=TIMEOUT_S,
+            preexec_fn=None if limit is None else lambda: resource.setrlimit(limit[0], (limit[1], limit[1])),
         )
 
     return run

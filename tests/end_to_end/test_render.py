@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import wave
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.end_to_end.conftest import ROOT, RunCli
-from tests.media.conftest import Probe
+from tests.media.conftest import Probe, WriteWav
 
 SAMPLES = ROOT / "serve_app" / "samples"
 SAMPLE_INPUTS = [
@@ -122,3 +125,32 @@ def test_an_exact_size_is_kept_and_warnings_come_before_the_progress(live_avatar
     assert done.returncode == 0, done.stderr
     assert said_last(done.stdout)["size"] == "128x64"
     assert done.stderr.startswith("warning: the prompt has 1 words;")
+
+
+def test_a_users_task_file_is_rendered_by_a_preset_and_flags_win(
+    live_avatar: RunCli, inputs: Path, write_wav: WriteWav
+) -> None:
+    for folder in ("inputs/images", "inputs/audios", "task_queue"):
+        (inputs / folder).mkdir(parents=True)
+    (inputs / "portrait.png").rename(inputs / "inputs" / "images" / "me.png")
+    write_wav(np.zeros(32_000), 16_000, "inputs/audios/voice.wav")
+    fields = {"image": "me.png", "audio": "voice.wav", "prompt": "一位女士在说话", "size": "688*368", "num_clip": 1}
+    (inputs / "task_queue" / "task_001.json").write_text(json.dumps(fields), encoding="utf-8-sig")
+    flags = ["--preset=fast_preview", "--size=64*64", "--sample_guide_scale=0", "--enable_online_decode"]
+    done = live_avatar("render", "--task=task_queue/task_001.json", *flags, cwd=inputs)
+    assert done.returncode == 0, done.stderr
+    assert said_last(done.stdout) == {"path": "output.mp4", "size": "64x64", "frames": "36", "seconds": "1.44"}
+    assert [line for line in done.stderr.splitlines() if line.startswith("warning:")] == [
+        "warning: the audio is almost silent (peak 0.0000, rms 0.00000 of full scale); check the recording",
+        "warning: sample_steps is 3, the model was distilled for 4: pictures will differ",
+        "warning: infer_frames is 36, the default is 48: the model looks back 1.44 s instead of 1.92 s",
+        "warning: num_clip 1 ends the video after 1.44 s of 2.00 s of audio",
+    ]
+
+
+def test_a_video_may_have_a_name_that_is_not_utf_8(live_avatar: RunCli, inputs: Path) -> None:
+    odd = os.fsdecode(b"caf\xe9.mp4")
+    done = live_avatar("render", *LEAST, "--prompt=A person talks.", f"--out={odd}", cwd=inputs)
+    assert done.returncode == 0, done.stderr
+    assert said_last(done.stdout)["path"] == r"caf\udce9.mp4"
+    assert (inputs / odd).is_file()

@@ -75,7 +75,8 @@ def encode_sound(tmp_path: Path) -> EncodeSound:
         path = tmp_path / name
         with av.open(str(path), "w") as container:
             stream = container.add_stream(codec, rate=sample_rate, layout=layout, options={"strict": "experimental"})
-            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples.T), format="fltp", layout=layout)
+            # Packed, not in planes: of those PyAV handles less than 8.
+            frame = av.AudioFrame.from_ndarray(samples.reshape(1, -1), format="flt", layout=layout)
             frame.sample_rate, frame.pts, frame.time_base = sample_rate, 0, Fraction(1, sample_rate)
             container.mux(stream.encode(frame))
             container.mux(stream.encode(None))

@@ -342,6 +342,19 @@ def test_more_than_two_channels_are_mixed_to_left_and_right(encode_sound: Callab
     assert np.abs(mixed[:, 1]).max() < 1e-3
 
 
+@pytest.mark.parametrize("codec", ["pcm_s16le", "pcm_f32le", "flac", "aac", "libopus"])
+def test_more_channels_than_can_be_read_safely_are_refused(encode_sound: Callable[..., Path], codec: str) -> None:
+    path = encode_sound(np.zeros((9_600, 8), dtype=np.float32), 48_000, codec=codec, name="a.mkv", layout="7.1")
+    with pytest.raises(UnsupportedMediaError, match="has 8 channels; allowed are up to 7; mix it down"):
+        read_speech(path, limits=LIMITS)
+
+
+def test_seven_channels_are_read(encode_sound: Callable[..., Path]) -> None:
+    samples = np.full((9_600, 7), 0.25, dtype=np.float32)
+    path = encode_sound(samples, 16_000, codec="pcm_s16le", name="a.wav", layout="6.1")
+    assert read_speech(path, limits=LIMITS).samples.max() == pytest.approx(0.25, abs=1e-3)
+
+
 def test_the_track_closes_its_file(write_wav: Callable[..., Path], tone: Tone) -> None:
     path = write_wav(tone(1, 16_000), 16_000)
     before = set(Path("/proc/self/fd").iterdir())

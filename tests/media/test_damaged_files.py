@@ -10,7 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -143,10 +143,14 @@ def test_every_container_is_read(sounds: dict[str, bytes], tmp_path: Path, name:
 
 
 @pytest.mark.parametrize("name", SOUNDS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(damage=damages())
 def test_a_damaged_sound_is_a_sound_or_a_clear_error(
-    sounds: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory, name: str, damage: Damage
+    sounds: dict[str, bytes],
+    tmp_path_factory: pytest.TempPathFactory,
+    capfd: pytest.CaptureFixture[str],
+    name: str,
+    damage: Damage,
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "damaged sound"
     path.write_bytes(damage(sounds[name]))
@@ -154,3 +158,4 @@ def test_a_damaged_sound_is_a_sound_or_a_clear_error(
         assert read_whole(path) > 0
     except UnsupportedMediaError as error:
         assert (error.param, bool(error.remedy)) == ("audio", True)  # noqa: PT017
+    assert "Traceback" not in capfd.readouterr().err
