@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help install system-packages demo check test lock clean
+.PHONY: help install system-packages demo check test bench lock clean
 
 PYTHON ?= python3
 WORKERS ?= 2
@@ -56,6 +56,10 @@ check: install ## Lint, format, types and import contracts
 test: install check ## Run all that CI runs: check, then the tests, the whole-command ones last
 	@OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --ignore tests/end_to_end
 	$(BIN)/pytest tests/end_to_end
+
+bench: install ## Time each part of a video, and its encoding, on this machine
+	@$(BIN)/python -m serve_app.engine.bench --size 128*128 256*256
+	$(BIN)/python load_tests/bench_encoding.py
 
 lock: install ## Pin in constraints.txt what .venv holds now
 	@# Without what torch brings for the GPU: it differs from machine to machine.
