@@ -5,7 +5,9 @@ Sample 0 is t = 0: encoder delays and edit lists are the decoder's affair, start
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +32,8 @@ FORMATS = (
 )
 LENGTH_TOLERANCE_S = 0.1
 """A file may hold this much less than its header promises: lossy codecs count their own delay differently."""
+# The order of FFmpeg's native layouts.
+_SPEAKERS = ("FL", "FR", "FC", "LFE", "BL", "BR", "FLC", "FRC", "BC", "SL", "SR", "TC", "TFL", "TFC", "TFR", "TBL")
 _EXACT_LENGTHS = ("wav", "flac", "ogg", "aiff", "au", "caf", "w64")
 
 
@@ -129,15 +133,39 @@ def _frames(
     """Yields decoded frames; checks that they fill the promised length."""
     seconds = 0.0
     try:
-        for frame in container.decode(stream):
-            seconds += frame.samples / frame.sample_rate
-            yield frame
-    except (av.error.FFmpegError, OSError) as error:
+        for packet in container.demux(stream):
+            frames = packet.decode()
+            _check_speakers(path, frames)
+            for frame in frames:
+                seconds += frame.samples / frame.sample_rate
+                yield frame
+    # IndexError: PyAV meets a packet of a stream that the header does not list.
+    except (av.error.FFmpegError, OSError, IndexError) as error:
         # Many files carry foreign bytes after their last sample; before it, they are damage.
         if promised_seconds is None or _is_short(seconds, promised_seconds):
             raise _unsupported(f'"{path}" is damaged after {seconds:.2f} s ({error})', _EXPORT) from error
     if promised_seconds is not None and _is_short(seconds, promised_seconds):
         raise _unsupported(f'"{path}" promises {promised_seconds:.2f} s of sound but has {seconds:.2f} s', _EXPORT)
+
+
+def _check_speakers(path: Path, frames: list[AudioFrame]) -> None:
+    """Refuses channels in an order of their own: PyAV frees the memory of such a layout twice, so it is kept here."""
+    for frame in frames:
+        if not _is_usual(frame.layout.name):
+            for each in frames:
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(each.layout))
+            raise _unsupported(
+                f'"{path}" has an unusual order of channels, {frame.layout.name}', "mix it down to mono or stereo"
+            )
+
+
+def _is_usual(layout: str) -> bool:
+    """Whether a layout has a name of its own ("stereo", "5.1(side)"), or its channels stand in the common order."""
+    listed = re.fullmatch(r"\d+ channels \((.*)\)", layout)
+    if listed is None:
+        return not layout.startswith("ambisonic")
+    channels = listed[1].split("+")
+    return channels == [channel for channel in _SPEAKERS if channel in channels]
 
 
 def _is_short(seconds: float, promised_seconds: float) -> bool:

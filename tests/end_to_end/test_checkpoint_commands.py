@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,9 +29,9 @@ def test_a_folder_is_converted_and_found_sound(small_checkpoint: Path, tmp_path:
 
 
 def test_a_damaged_network_is_named_and_the_exit_code_is_1(small_checkpoint: Path, tmp_path: Path) -> None:
-    live_avatar("convert", "--checkpoint", small_checkpoint, "--out", tmp_path / "new")
-    (tmp_path / "new" / BASE_FOLDER / VAE_FILE).with_suffix(".safetensors").write_bytes(b"not any more")
-    verified = live_avatar("checkpoint", "verify", tmp_path / "new")
+    damaged = shutil.copytree(small_checkpoint, tmp_path / "damaged")
+    (damaged / BASE_FOLDER / VAE_FILE).write_bytes(b"not any more")
+    verified = live_avatar("checkpoint", "verify", damaged)
     assert verified.returncode == 1
     assert "Wan2.1_VAE" in next(line for line in verified.stdout.splitlines() if line.startswith("vae"))
 

@@ -93,7 +93,6 @@ def _bad_inputs(inputs: Path, write_wav: WriteWav) -> Path:
             '"/proc/made/video.mp4" cannot be written: No such file or directory; choose',
         ),
         ({"--out": "v" * 300}, "cannot be written: File name too long; choose"),
-        ({"--checkpoint": "."}, "live-avatar: . holds no Wan2.2-S2V-14B/config.json; name the folder that contains"),
     ],
     ids=lambda value: " ".join(f"{flag}={text}" for flag, text in value.items()) if isinstance(value, dict) else "",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -346,6 +347,47 @@ def test_more_than_two_channels_are_mixed_to_left_and_right(encode_sound: Callab
 def test_more_channels_than_can_be_read_safely_are_refused(encode_sound: Callable[..., Path], codec: str) -> None:
     path = encode_sound(np.zeros((9_600, 8), dtype=np.float32), 48_000, codec=codec, name="a.mkv", layout="7.1")
     with pytest.raises(UnsupportedMediaError, match="has 8 channels; allowed are up to 7; mix it down"):
+        read_speech(path, limits=LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("labels", "named"), [((2, 1), r"2 channels \(FR\+FL\)"), ((1, 1), r"2 channels \(FL\+FL\)"), ((0, 0), "UNSD")]
+)
+def test_channels_in_an_order_of_their_own_are_refused_and_the_process_lives(
+    encode_sound: Callable[..., Path], labels: tuple[int, int], named: str
+) -> None:
+    path = encode_sound(
+        np.zeros((9_600, 2), dtype=np.float32), 48_000, codec="pcm_s16le", name="a.caf", layout="stereo"
+    )
+    whole = path.read_bytes()
+    start = whole.index(b"chan")
+    (num_bytes,) = struct.unpack_from(">Q", whole, start + 4)
+    described = b"".join(struct.pack(">II12x", label, 0) for label in labels)
+    chunk = b"chan" + struct.pack(">Q", 12 + len(described)) + struct.pack(">III", 0, 0, len(labels)) + described
+    path.write_bytes(whole[:start] + chunk + whole[start + 12 + num_bytes :])
+    with pytest.raises(UnsupportedMediaError, match=rf"unusual order of channels, .*{named}"):
+        read_speech(path, limits=LIMITS)
+
+
+@pytest.mark.parametrize("layout", ["mono", "stereo", "2.1", "quad(side)", "5.1(side)", "6.1(back)"])
+def test_usual_layouts_are_read(encode_sound: Callable[..., Path], layout: str) -> None:
+    num_channels = av.AudioLayout(layout).nb_channels
+    samples = np.zeros((9_600, num_channels), dtype=np.float32)
+    path = encode_sound(samples, 48_000, codec="pcm_s16le", name="a.wav", layout=layout)
+    assert read_speech(path, limits=LIMITS).channels == num_channels
+
+
+def test_a_packet_of_a_stream_that_the_header_does_not_list_is_damage(
+    encode_sound: Callable[..., Path], tone: Tone
+) -> None:
+    path = encode_sound(tone(8, 48_000), 48_000, codec="aac", name="a.flv")
+    damaged = bytearray(path.read_bytes())
+    # A packet near the end, behind all that is read for a first look, says that it is video.
+    start = damaged.rindex(b"\xaf\x01", 0, len(damaged) * 3 // 4) - 11
+    assert damaged[start] == 8
+    damaged[start] = 9
+    path.write_bytes(damaged)
+    with pytest.raises(UnsupportedMediaError, match=r"is damaged after [\d.]+ s \(list index"):
         read_speech(path, limits=LIMITS)
 
 
