@@ -29,6 +29,7 @@ class AvatarProgram:
 
         On a GPU weights are bfloat16, on the CPU float32. Raises CheckpointError.
         """
+        torch.backends.cudnn.deterministic = True  # same seed, same bytes
         folder = Checkpoint(tiny_checkpoint(cache_dir) if checkpoint == TINY.name else Path(checkpoint))
         placement = default_placement()
         self._dit: CausalDiT = folder.dit().load(placement)
