@@ -37,17 +37,17 @@ STOP_SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0 done, 1 failed, 2 bad input, 130 interrupted, 143 terminated."""
+    stop = _StopSignals()
     try:
-        _stop_on_signals()
+        stop.listen()
         _print_any_name()
         options = _parse(sys.argv[1:] if arguments is None else arguments)
+        options.is_stopped = stop.is_received
         return int(options.run(options))
-    except AvatarError as error:
-        print(f"live-avatar: {error}", file=sys.stderr)
-        return error.exit_code
-    except _Stopped as stopped:
-        print(f"live-avatar: {stopped}; nothing was written", file=sys.stderr)
-        return stopped.exit_code
+    except (AvatarError, _Stopped) as error:
+        # Once stopped, whatever ends the work does so because of that.
+        print(f"live-avatar: {stop.message if stop.is_received() else error}", file=sys.stderr)
+        return stop.exit_code if isinstance(error, _Stopped) or stop.is_received() else error.exit_code
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -136,7 +136,7 @@ def _render(options: argparse.Namespace) -> int:
             sink=local_file(options.out),
             config=config,
             on_progress=bar.show,
-            is_cancelled=lambda: False,
+            is_cancelled=options.is_stopped,
         )
     print(_summary(result))
     return 0
@@ -210,25 +210,46 @@ class _Stopped(BaseException):
     KeyboardInterrupt has passed through an `exec` on its way, of which imports have many.
     """
 
-    def __init__(self, kind: int) -> None:
-        super().__init__(STOP_SIGNALS[signal.Signals(kind)])
-        self.exit_code = 128 + kind
+
+class _StopSignals:
+    """Ctrl-C and SIGTERM. A library that swallows the exception only delays the end to the next block border."""
+
+    def __init__(self) -> None:
+        self._received: int | None = None
+
+    def listen(self) -> None:
+        for kind in STOP_SIGNALS:
+            if signal.getsignal(kind) is not signal.SIG_IGN:  # a shell's background jobs ignore Ctrl-C
+                signal.signal(kind, self._stop)
+        sys.unraisablehook = _say_unless_stopped
+
+    def is_received(self) -> bool:
+        return self._received is not None
+
+    @property
+    def message(self) -> str:
+        assert self._received is not None
+        return f"{STOP_SIGNALS[signal.Signals(self._received)]}; nothing was written"
+
+    @property
+    def exit_code(self) -> int:
+        assert self._received is not None
+        return 128 + self._received
+
+    def _stop(self, kind: int, _frame: FrameType | None) -> None:
+        self._received = kind
+        raise _Stopped
+
+
+def _say_unless_stopped(unraisable: sys.UnraisableHookArgs) -> None:
+    if not isinstance(unraisable.exc_value, _Stopped):
+        sys.__unraisablehook__(unraisable)
 
 
 def _print_any_name() -> None:
     """Lets file names that are no text be printed, in escapes, as standard error does by itself."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-
-
-def _stop_on_signals() -> None:
-    for kind in STOP_SIGNALS:
-        if signal.getsignal(kind) is not signal.SIG_IGN:  # a shell's background jobs ignore Ctrl-C
-            signal.signal(kind, _stop)
-
-
-def _stop(kind: int, _frame: FrameType | None) -> None:
-    raise _Stopped(kind)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -32,3 +34,37 @@ def test_a_stopped_render_leaves_nothing(
     assert running.stderr.endswith(f"live-avatar: {said}; nothing was written\n".encode())
     assert b"Traceback" not in running.stderr
     assert set(inputs.rglob("*")) == before
+
+
+SWALLOWING = """
+import os, signal, sys
+from serve_app import cli
+from serve_app.errors import RenderCancelledError
+
+class DeafSource:
+    def __init__(self, **_):
+        pass
+
+    def frames(self, task, *, is_cancelled):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except BaseException:
+            pass
+        if is_cancelled():
+            raise RenderCancelledError("cancelled at the block border", remedy="start it again")
+        yield from ()
+
+cli.InProcessSource = DeafSource
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_a_signal_that_a_library_swallows_ends_the_render_at_the_next_block(inputs: Path, write_wav: WriteWav) -> None:
+    write_wav(0.3 * np.sin(np.arange(16_000) / 20), 16_000)
+    flags = ["--image=portrait.png", "--audio=voice.wav", "--prompt=A person talks about it.", "--out=video.mp4"]
+    done = subprocess.run(
+        [sys.executable, "-c", SWALLOWING, "render", *flags], cwd=inputs, capture_output=True, timeout=60, check=False
+    )
+    assert done.returncode == 143
+    assert done.stderr.endswith(b"live-avatar: terminated; nothing was written\n")
+    assert not (inputs / "video.mp4").exists()
