@@ -61,9 +61,13 @@ sys.exit(cli.main(sys.argv[1:]))
 
 def test_a_signal_that_a_library_swallows_ends_the_render_at_the_next_block(inputs: Path, write_wav: WriteWav) -> None:
     write_wav(0.3 * np.sin(np.arange(16_000) / 20), 16_000)
-    flags = ["--image=portrait.png", "--audio=voice.wav", "--prompt=A person talks about it.", "--out=video.mp4"]
+    files = [f"--image={inputs / 'portrait.png'}", f"--audio={inputs / 'voice.wav'}", f"--out={inputs / 'video.mp4'}"]
     done = subprocess.run(
-        [sys.executable, "-c", SWALLOWING, "render", *flags], cwd=inputs, capture_output=True, timeout=60, check=False
+        [sys.executable, "-c", SWALLOWING, "render", *files, "--prompt=A person talks about it."],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        timeout=60,
+        check=False,
     )
     assert done.returncode == 143
     assert done.stderr.endswith(b"live-avatar: terminated; nothing was written\n")
