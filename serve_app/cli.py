@@ -32,6 +32,8 @@ from serve_app.storage.local import local_file
 
 TINY_CHECKPOINT = "tiny"
 TINY_SIZE = "128*128"
+# Frames per second also when they are few: by default a slow bar turns to seconds per frame.
+BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
 STOP_SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
@@ -192,7 +194,9 @@ class _ProgressBar:
         if self._bar is None:
             for warning in progress.warnings:
                 print(f"warning: {warning}", file=sys.stderr)
-            self._bar = tqdm(total=progress.num_frames, unit="frame", desc=f"{progress.size}", file=sys.stderr)
+            self._bar = tqdm(
+                total=progress.num_frames, unit="frame", desc=f"{progress.size}", file=sys.stderr, bar_format=BAR_FORMAT
+            )
         self._bar.update(progress.frames_done - self._bar.n)
 
 
