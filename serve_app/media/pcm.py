@@ -6,7 +6,7 @@ Sample 0 is t = 0: encoder delays and edit lists are the decoder's affair, start
 from __future__ import annotations
 
 import ctypes
-import errno
+import os
 import re
 import struct
 from collections.abc import Iterator
@@ -83,29 +83,15 @@ def open_pcm(path: Path, *, limits: AudioLimits) -> Iterator[Pcm]:
 
 
 def _opened(path: Path, file: BinaryIO) -> InputContainer:
+    # The open file, not its name: libav would take a name like "http:x" for an address. And libav reads it by itself:
+    # a callback into Python would swallow the signal that stops the command, and print what damaged headers provoke.
+    os.lseek(file.fileno(), 0, os.SEEK_SET)
+    options = {"fd": f"{file.fileno()}", "protocol_whitelist": "fd", "format_whitelist": FORMATS}
     try:
-        # The open file, not its name: libav would take a name like "http:x" for an address.
         # Titles in other encodings than UTF-8 are common and of no interest.
-        return av.open(_Seekable(file), "r", options={"format_whitelist": FORMATS}, metadata_errors="replace")
+        return av.open("fd:", "r", options=options, metadata_errors="replace")
     except (av.error.FFmpegError, OSError) as error:
-        raise _unsupported(f'"{path}" is not a sound file ({error})', _KINDS) from error
-
-
-class _Seekable:
-    """An open file whose `seek` answers a jump to nowhere, as damaged headers ask for, with an error number.
-
-    An exception would be printed by PyAV, with its traceback, wherever libav carries on without that jump.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.name, self.read, self.tell = file.name, file.read, file.tell
-
-    def seek(self, offset: int, whence: int) -> int:
-        try:
-            return self._file.seek(offset, whence)
-        except (OSError, ValueError):
-            return -errno.EINVAL
+        raise _unsupported(f'"{path}" is not a sound file ({_reason(error)})', _KINDS) from error
 
 
 def _audio_stream(path: Path, container: InputContainer) -> AudioStream:
@@ -143,7 +129,7 @@ def _frames(
     except (av.error.FFmpegError, OSError, IndexError) as error:
         # Many files carry foreign bytes after their last sample; before it, they are damage.
         if promised_seconds is None or _is_short(seconds, promised_seconds):
-            raise _unsupported(f'"{path}" is damaged after {seconds:.2f} s ({error})', _EXPORT) from error
+            raise _unsupported(f'"{path}" is damaged after {seconds:.2f} s ({_reason(error)})', _EXPORT) from error
     if promised_seconds is not None and _is_short(seconds, promised_seconds):
         raise _unsupported(f'"{path}" promises {promised_seconds:.2f} s of sound but has {seconds:.2f} s', _EXPORT)
 
@@ -244,6 +230,11 @@ def _data_seconds(file: BinaryIO) -> float | None:
             bytes_per_second = struct.unpack_from("<I", fields, 8)[0] if len(fields) == 12 else 0
         file.seek(start + num_bytes + num_bytes % 2)
     return None
+
+
+def _reason(error: Exception) -> str:
+    """Returns what went wrong without the number and the file, which libav knows by another name."""
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
 
 
 _KINDS = "give WAV, MP3, M4A, FLAC or OGG"

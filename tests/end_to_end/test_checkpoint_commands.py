@@ -42,9 +42,3 @@ def test_a_folder_that_is_no_checkpoint_is_bad_input(tmp_path: Path) -> None:
         assert found.returncode == 2
         assert BASE_FOLDER in found.stderr
         assert "Traceback" not in found.stderr
-
-
-def test_an_existing_target_is_bad_input(small_checkpoint: Path, tmp_path: Path) -> None:
-    found = live_avatar("convert", "--checkpoint", small_checkpoint, "--out", tmp_path)
-    assert found.returncode == 2
-    assert "exists" in found.stderr

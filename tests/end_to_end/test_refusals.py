@@ -62,16 +62,13 @@ def _bad_inputs(inputs: Path, write_wav: WriteWav) -> Path:
         ({"--audio": "nothing.wav"}, 'live-avatar: "nothing.wav" has no samples; give a file with sound'),
         ({"--audio": "short.wav"}, '"short.wav" has 0.100 s of sound; at least 0.2 s are needed; give a longer'),
         ({"--audio": "cut.wav"}, '"cut.wav" promises 0.60 s of sound but has 0.30 s; export it again as WAV or FLAC'),
-        ({"--infer_frames": "32"}, "live-avatar: infer_frames 32 is not a multiple of 12"),
-        ({"--infer-frames": "32"}, "use 24 or 36 (48 is the default)"),
+        ({"--infer_frames": "32"}, "infer_frames 32 is not a multiple of 12 between 12 and 480; use 24 or 36 (48 is"),
         ({"--infer-frames": "many"}, "argument --infer-frames: invalid int value: 'many'"),
         ({"--size": "704"}, "live-avatar: size '704' is not WIDTH*HEIGHT; write two numbers, for example 704*384"),
-        ({"--size": ""}, "live-avatar: size '' is not WIDTH*HEIGHT; write two numbers"),
         ({"--size": "0*0"}, "live-avatar: size 0x0 has a side below 1 pixel; write it as WIDTH*HEIGHT"),
         ({"--size": "100*100", "--fit": "exact"}, "live-avatar: size 100x100 is not a multiple of 64"),
         ({"--fit": "stretch"}, "argument --fit: invalid choice: 'stretch'"),
         ({"--num_clip": "0"}, "live-avatar: num_clip 0: input should be greater than or equal to 1"),
-        ({"--num-clip": "-1"}, "live-avatar: num_clip -1: input should be greater than or equal to 1"),
         ({"--sample_steps": "0"}, "live-avatar: sample_steps 0: input should be greater than or equal to 1"),
         ({"--sample_guide_scale": "5"}, "sample_guide_scale 5.0: only 0 is allowed; guidance has no effect in the"),
         ({"--enable_online_decode": "maybe"}, "live-avatar: enable_online_decode 'maybe': input should be a valid"),
@@ -80,7 +77,7 @@ def _bad_inputs(inputs: Path, write_wav: WriteWav) -> Path:
         ({"--seed": "-1"}, "live-avatar: seed -1: input should be greater than or equal to 0"),
         ({"--prompt": ""}, "live-avatar: prompt '': string should have at least 1 character"),
         ({"--prompt": " \t&nbsp; "}, "live-avatar: prompt ' \\t&nbsp; ' is blank; describe person, clothes and pose"),
-        ({"--smile": "wide"}, "unrecognized arguments: --smile wide\n"),
+        ({"--smile": "wide"}, "live-avatar render: error: unrecognized arguments: --smile wide\n"),
         ({"--num_clips": "1"}, "unrecognized arguments: --num-clips 1 (did you mean --num-clip?)\n"),
         ({"--task": "no.json"}, 'live-avatar: "no.json" cannot be read: No such file or directory; give the path'),
         ({"--task": "broken.json"}, 'live-avatar: "broken.json" is not JSON in UTF-8 (Unterminated string'),
@@ -123,13 +120,7 @@ def test_an_input_of_a_task_file_that_is_nowhere_is_told_with_the_places(live_av
     assert f"image 'me.png' of the task file is not there; looked for {places}; put it there" in done.stderr
 
 
-def test_an_unknown_flag_is_answered_with_the_usage_of_its_command(live_avatar: RunCli, tmp_path: Path) -> None:
-    done = live_avatar("render", "--smile=wide", cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.startswith("usage: live-avatar render ")
-
-
-@pytest.mark.parametrize("flag", ["image", "audio", "prompt"])
+@pytest.mark.parametrize("flag", ["image", "prompt"])
 def test_a_name_that_is_not_utf_8_is_refused_in_escapes(live_avatar: RunCli, inputs: Path, flag: str) -> None:
     odd = os.fsdecode(b"caf\xe9")
     shutil.copy(inputs / "portrait.png", inputs / odd)
