@@ -19,7 +19,7 @@ from serve_app.model.dit import CausalDiT
 from serve_app.model.flow_match import NoiseSchedule, euler_step
 from serve_app.model.kv_cache import BlockMemory, Sink, WindowCache
 from serve_app.model.reference import motion_table, reference_position
-from serve_app.model.rope import RopePrecision, RopeTable, grid_table, join
+from serve_app.model.rope import RopeGrid, RopePrecision, RopeTable, join
 from serve_app.planning.geometry import (
     FRAMES_PER_BLOCK,
     LATENT_FRAMES_PER_BLOCK,
@@ -71,11 +71,19 @@ class Rollout:
         self._conditions = conditions
         self._device = dit.head.head.weight.device
         self._text = dit.embed_text(conditions.text)
+        self._grid = RopeGrid(
+            range(plan.size.latent_height // 2),
+            range(plan.size.latent_width // 2),
+            head_dim=dit.config.head_dim,
+            precision=plan.rope_precision,
+            device=self._device,
+        )
         self._motion_rope = motion_table(
             plan.size.latent_height,
             plan.size.latent_width,
             head_dim=dit.config.head_dim,
             precision=plan.rope_precision,
+            device=self._device,
         )
         self._clip_noise: tuple[int, Tensor] | None = None
         self._new_reference: Tensor | None = None
@@ -137,7 +145,7 @@ class Rollout:
             self._prepared = _PreparedBlock(
                 index=block.index,
                 audio=self._dit.embed_audio(features.to(self._device)),
-                rope=self._frames_rope(list(range(first, first + LATENT_FRAMES_PER_BLOCK))).to(self._device),
+                rope=self._grid.at(range(first, first + LATENT_FRAMES_PER_BLOCK)),
             )
         return self._prepared
 
@@ -165,17 +173,8 @@ class Rollout:
         )
 
     def _sink_rope(self, *, first_frame: int, distance: int) -> RopeTable:
-        reference = self._frames_rope([reference_position(first_frame, distance)])
-        return join([reference, self._motion_rope]).to(self._device)
-
-    def _frames_rope(self, frames: list[int]) -> RopeTable:
-        return grid_table(
-            frames,
-            range(self.plan.size.latent_height // 2),
-            range(self.plan.size.latent_width // 2),
-            head_dim=self._dit.config.head_dim,
-            precision=self.plan.rope_precision,
-        )
+        reference = self._grid.at([reference_position(first_frame, distance)])
+        return join([reference, self._motion_rope])
 
     def _draw_noise(self, clip: int) -> Tensor:
         """Draws on the CPU in float32, whatever the device, so that every machine starts from the same noise."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from serve_app.model.rope import RopePrecision, RopeTable, grid_table, join, packed_positions
+from serve_app.model.rope import RopeGrid, RopePrecision, RopeTable, join, packed_positions
 
 REFERENCE_POSITION = 30
 """The reference frame stands at this frame position or later, always ahead of the video by the reference distance."""
@@ -61,6 +61,7 @@ def motion_table(
     *,
     head_dim: int,
     precision: RopePrecision,
+    device: torch.device,
     drop_mode: DropMode = "padd",
     add_last_motion: int = 2,
 ) -> RopeTable:
@@ -69,13 +70,13 @@ def motion_table(
     kept = _BUCKETS[_left_out(add_last_motion) :] if drop_mode == "drop" else _BUCKETS
     return join(
         [
-            grid_table(
-                bucket.positions,
+            RopeGrid(
                 packed_positions(rows, rows // bucket.shrink),
                 packed_positions(columns, columns // bucket.shrink),
                 head_dim=head_dim,
                 precision=precision,
-            )
+                device=device,
+            ).at(bucket.positions)
             for bucket in kept
         ]
     )

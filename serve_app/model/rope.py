@@ -43,26 +43,39 @@ def join(tables: Sequence[RopeTable]) -> RopeTable:
     return RopeTable(torch.cat([t.cos for t in tables]), torch.cat([t.sin for t in tables]))
 
 
-def grid_table(
-    frames: Sequence[int], rows: Sequence[int], columns: Sequence[int], *, head_dim: int, precision: RopePrecision
-) -> RopeTable:
-    """Returns the table of the grid frames x rows x columns, in token order (frame, row, column).
+class RopeGrid:
+    """Tables of a grid of rows and columns at any frames: what turns with row and column is made once.
 
     Of the c = head_dim / 2 channel pairs, c // 3 turn with the row, c // 3 with the column and the rest
     with the frame. Positions may be negative.
     """
-    pairs = head_dim // 2
-    split = (pairs - 2 * (pairs // 3), pairs // 3, pairs // 3)
-    shape = (len(frames), len(rows), len(columns))
-    angles = torch.cat(
-        [
-            _angles(positions, width).view(*_only(axis, len(positions)), width).expand(*shape, width)
-            for axis, (positions, width) in enumerate(zip((frames, rows, columns), split, strict=True))
-        ],
-        dim=-1,
-    ).flatten(0, 2)
-    rounding = torch.float16 if precision == "float16" else torch.float64
-    return RopeTable(angles.cos().to(rounding).float(), angles.sin().to(rounding).float())
+
+    def __init__(
+        self,
+        rows: Sequence[int],
+        columns: Sequence[int],
+        *,
+        head_dim: int,
+        precision: RopePrecision,
+        device: torch.device,
+    ) -> None:
+        pairs = head_dim // 2
+        self._frame_pairs = pairs - 2 * (pairs // 3)
+        self._precision = precision
+        by_row, by_column = _angles(rows, pairs // 3), _angles(columns, pairs // 3)
+        shape = (len(rows), len(columns), -1)
+        angles = torch.cat((by_row[:, None].expand(shape), by_column[None].expand(shape)), dim=-1).flatten(0, 1)
+        self._space = _rounded(angles, precision).to(device)
+
+    def at(self, frames: Sequence[int]) -> RopeTable:
+        """Returns the table of frames x rows x columns, in token order (frame, row, column)."""
+        time = _rounded(_angles(frames, self._frame_pairs), self._precision).to(self._space.cos.device)
+        shape = (len(frames), len(self._space), -1)
+
+        def spread(by_frame: Tensor, by_place: Tensor) -> Tensor:
+            return torch.cat((by_frame[:, None].expand(shape), by_place[None].expand(shape)), dim=-1).flatten(0, 1)
+
+        return RopeTable(spread(time.cos, self._space.cos), spread(time.sin, self._space.sin))
 
 
 def packed_positions(full: int, packed: int) -> list[int]:
@@ -70,10 +83,11 @@ def packed_positions(full: int, packed: int) -> list[int]:
     return [int(position) for position in np.linspace(0, full - 1, packed)]
 
 
+def _rounded(angles: Tensor, precision: RopePrecision) -> RopeTable:
+    rounding = torch.float16 if precision == "float16" else torch.float64
+    return RopeTable(angles.cos().to(rounding).float(), angles.sin().to(rounding).float())
+
+
 def _angles(positions: Sequence[int], pairs: int) -> Tensor:
     frequencies = BASE ** (-torch.arange(pairs, dtype=torch.float64) / max(pairs, 1))
     return torch.outer(torch.tensor(positions, dtype=torch.float64), frequencies)
-
-
-def _only(axis: int, length: int) -> tuple[int, int, int]:
-    return (length if axis == 0 else 1, length if axis == 1 else 1, length if axis == 2 else 1)

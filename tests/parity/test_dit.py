@@ -14,7 +14,7 @@ from serve_app.model.dit import CausalDiT
 from serve_app.model.flow_match import euler_step
 from serve_app.model.kv_cache import BlockMemory, Sink, WindowCache
 from serve_app.model.reference import motion_table, reference_position
-from serve_app.model.rope import RopePrecision, RopeTable, grid_table, join
+from serve_app.model.rope import RopeGrid, RopeTable, join
 from tests.parity.golden import Golden, cases, largest_error, load, load_weights
 
 VELOCITY_TOLERANCE = 2e-5
@@ -30,8 +30,13 @@ class Replay:
         self.golden = golden
         self.dit = CausalDiT(DiTConfig.from_json(spec["config"])).eval()
         self.dit.load_state_dict(load_weights(golden))
-        self.precision: RopePrecision = spec["rope_table_precision"]
-        self.rows, self.columns = spec["latent_h"] // 2, spec["latent_w"] // 2
+        tables: dict[str, Any] = {
+            "head_dim": self.dit.config.head_dim,
+            "precision": spec["rope_table_precision"],
+            "device": torch.device("cpu"),
+        }
+        self.grid = RopeGrid(range(spec["latent_h"] // 2), range(spec["latent_w"] // 2), **tables)
+        self.motion = motion_table(spec["latent_h"], spec["latent_w"], **tables)
         config = self.dit.config
         self.windows = [
             WindowCache(
@@ -47,20 +52,10 @@ class Replay:
         self.sink = Sink()
 
     def table(self, frames: list[int]) -> RopeTable:
-        return grid_table(
-            frames,
-            range(self.rows),
-            range(self.columns),
-            head_dim=self.dit.config.head_dim,
-            precision=self.precision,
-        )
+        return self.grid.at(frames)
 
     def sink_table(self, position: int) -> RopeTable:
-        spec = self.golden.spec
-        motion = motion_table(
-            spec["latent_h"], spec["latent_w"], head_dim=self.dit.config.head_dim, precision=self.precision
-        )
-        return join([self.table([position]), motion])
+        return join([self.table([position]), self.motion])
 
     def prefill(self, call: dict[str, Any]) -> RopeTable:
         tensors = self.golden.tensors

@@ -36,6 +36,7 @@ def test_tokens_and_tables_match_the_reference(path: Any, number: int, record_pr
             case["w"],
             head_dim=config["inner_dim"] // config["num_heads"],
             precision=precision,  # type: ignore[arg-type]
+            device=torch.device("cpu"),
             drop_mode=case["drop_mode"],
             add_last_motion=case["add_last_motion"],
         )
