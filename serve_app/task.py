@@ -22,7 +22,7 @@ class RenderTask:
     """Everything that the model needs to make one video; inputs are decoded and of the final size.
 
     `image` is uint8 [height, width, 3], already fitted to the video. `speech` is float32 [samples]:
-    mono, 16 kHz, within [-1, 1]. `prompt` is cleaned text. `replace_reference` exchanges the portrait for
+    mono, 16 kHz, full scale 1. `prompt` is cleaned text. `replace_reference` exchanges the portrait for
     the first generated frame after clip 0 (the users' enable_online_decode).
     """
 

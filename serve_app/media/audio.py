@@ -27,7 +27,7 @@ TRACK_RATES = (32_000, 44_100, 48_000, 64_000, 88_200, 96_000)
 class Speech:
     """A voice as the model hears it, and what is known of its source.
 
-    `samples` is float32 [n]: mono (mean over the channels), 16 kHz, within [-1, 1]. The rest describes the
+    `samples` is float32 [n]: mono (mean over the channels), 16 kHz, full scale 1. The rest describes the
     source: `num_samples` per channel at `sample_rate`; `peak` over all channels, `rms` of their mean, both 0 .. 1;
     `clipped_share`: how many of all samples stand at full scale beside another one.
     """
@@ -53,17 +53,26 @@ def read_speech(path: Path, *, limits: AudioLimits) -> Speech:
     with open_pcm(path, limits=limits) as pcm:
         levels = _Levels(pcm.channels)
         mono = (levels.add(chunk) for chunk in pcm.chunks)
-        samples = _gathered(_resampled(mono, pcm.sample_rate, MODEL_SAMPLE_RATE))
+        samples = to_model_rate(mono, sample_rate=pcm.sample_rate)
         _check_min_seconds(path, levels.num_samples / pcm.sample_rate, limits)
-        # The filter overshoots beside steep edges.
-        np.clip(samples, -1, 1, out=samples)
-        return levels.speech(_with_length(samples, levels.num_samples, pcm.sample_rate), pcm.sample_rate)
+        return levels.speech(samples, pcm.sample_rate)
 
 
-def to_model_rate(mono: NDArray[np.float32], *, sample_rate: int) -> NDArray[np.float32]:
-    """Resamples float32 [n] to 16 kHz: float32 [ceil(n * 16000 / sample_rate)] (soxr HQ; golden `audio/resample`)."""
-    chunks = _resampled(iter((mono,)), sample_rate, MODEL_SAMPLE_RATE)
-    return _with_length(_gathered(chunks), len(mono), sample_rate)
+def to_model_rate(mono: Iterator[NDArray[np.float32]], *, sample_rate: int) -> NDArray[np.float32]:
+    """Resamples chunks of float32, n samples in all, to 16 kHz: float32 [ceil(n * 16000 / sample_rate)].
+
+    soxr HQ, as the model was trained with (golden `audio/resample`); beside steep edges it overshoots +-1 a little.
+    """
+    num_source = 0
+
+    def counted() -> Iterator[NDArray[np.float32]]:
+        nonlocal num_source
+        for chunk in mono:
+            num_source += len(chunk)
+            yield chunk
+
+    samples = _gathered(_resampled(counted(), sample_rate, MODEL_SAMPLE_RATE))
+    return _with_length(samples, num_source, sample_rate)
 
 
 def _resampled(chunks: Iterator[NDArray[np.float32]], from_rate: int, to_rate: int) -> Iterator[NDArray[np.float32]]:

