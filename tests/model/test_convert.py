@@ -130,7 +130,7 @@ def test_loading_never_holds_the_model_twice(twentieth: Path, tmp_path: Path) ->
     dit = Checkpoint(twentieth).dit().module
     model = 4 * sum(parameter.numel() for parameter in dit.parameters())
     work = "loaded = Checkpoint(source).dit().load(Placement(torch.device('cpu'), torch.float32))"
-    # At this size 50 MB beside the 170 of the model are the libraries' own.
+    # Seen: 1.32 at this size, where libraries weigh as well; twice the model would be 2.
     assert model < peak_private_bytes(work, twentieth, tmp_path) < 1.5 * model
 
 
