@@ -110,8 +110,12 @@ def _noise_errors(setting: Setting, conditions: Conditions) -> dict[str, tuple[f
     for block in setting.timeline.blocks():
         clips[block.clip].append(rollout.noise(block))
     stored = setting.inputs.tensors
-    errors = [largest_error(torch.cat(blocks, dim=1), stored[f"clip{clip}.noise"]) for clip, blocks in clips.items()]
-    return {"noise": (max(errors), 0.0)}
+    errors = [
+        largest_error(torch.cat(blocks, dim=1), stored[f"clip{clip}.noise"])
+        for clip, blocks in clips.items()
+        if f"clip{clip}.noise" in stored
+    ]
+    return {"noise": (max(errors, default=0.0), 0.0)}
 
 
 def _condition_errors(setting: Setting, conditions: Conditions) -> dict[str, tuple[float, float]]:
@@ -154,10 +158,11 @@ def _output_errors(setting: Setting, latents: Tensor, video: Tensor) -> dict[str
 
 
 def _json_beside(path: Path, weights: str, *, key: str) -> dict[str, Any]:
-    """The JSON beside `weights` that names them and has `key`: networks are described beside their weights."""
+    """The JSON beside `weights` that has `key`, preferably one that names them: networks are described there."""
     file = path.parent / weights
-    specs = (json.loads(described.read_text()) for described in sorted(file.parent.glob("*.json")))
-    return next(spec for spec in specs if key in spec and spec.get("weights", "").split(" ")[0] == file.name)
+    specs = [json.loads(described.read_text()) for described in sorted(file.parent.glob("*.json"))]
+    described = [spec for spec in specs if key in spec]
+    return next((spec for spec in described if spec.get("weights", "").split(" ")[0] == file.name), described[0])
 
 
 def _config_beside(path: Path, weights: str) -> dict[str, Any]:
