@@ -42,7 +42,7 @@ SPEECH_FOLDER = "wav2vec2-large-xlsr-53-english"
 SPEECH_FILE = "model.safetensors"
 _OLD_SPEECH_FILE = "pytorch_model.bin"
 
-_MOST_NAMED = 8
+_MOST_NAMED = 50
 _Module = TypeVar("_Module", bound=nn.Module)
 _Built = TypeVar("_Built", bound=nn.Module)
 
