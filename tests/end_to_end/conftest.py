@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import select
@@ -23,6 +24,8 @@ __all__ = ["ffprobe", "write_wav"]
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 120
+LIBC = ctypes.CDLL(None)
+PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2
 
 RunCli = Callable[..., subprocess.CompletedProcess[str]]
 """run(*arguments, cwd, cache=None, limit=None): runs `live-avatar` to its end; `limit` is a resource and its value."""
@@ -46,10 +49,19 @@ def live_avatar(cache: Path) -> RunCli:
             capture_output=True,
             text=True,
             timeout=TIMEOUT_S,
-            preexec_fn=None if limit is None else lambda: resource.setrlimit(limit[0], (limit[1], limit[1])),
+            preexec_fn=lambda: _confine(limit),
         )
 
     return run
+
+
+def _confine(limit: tuple[int, int] | None) -> None:
+    """In the child: sets the limit, and binds the superuser to the permissions of files like anybody else."""
+    if limit is not None:
+        resource.setrlimit(limit[0], (limit[1], limit[1]))
+    if os.geteuid() == 0:
+        for capability in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH):
+            LIBC.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
 
 
 def environment(cache: Path) -> dict[str, str]:

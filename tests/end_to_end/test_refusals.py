@@ -142,7 +142,6 @@ def test_a_picture_of_50_mb_that_swells_is_refused_before_it_is_decoded(live_ava
     assert not (inputs / "made").exists()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")
 def test_a_folder_that_may_not_be_written_is_told(live_avatar: RunCli, inputs: Path) -> None:
     (inputs / "made").mkdir(mode=0o500)
     done = live_avatar("render", *words(GOOD), cwd=inputs)
