@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Never
@@ -131,6 +132,7 @@ def _render(options: argparse.Namespace) -> int:
     config = AppConfig()
     defaults = {"size": TINY_SIZE} if options.checkpoint == TINY_CHECKPOINT else {}
     spec = complete(_given(options), defaults=defaults)
+    _spare_inputs(options.out, [spec.image, spec.audio, *([] if options.task is None else [options.task])])
     with _ProgressBar() as bar:
         result = render(
             spec,
@@ -153,6 +155,16 @@ def _given(options: argparse.Namespace) -> dict[str, object]:
         listed = ", ".join(f"--{name}" for name in missing)
         raise InvalidRequestError(f"{listed} missing", remedy="give the flag, or --task with a file that has the field")
     return given
+
+
+def _spare_inputs(out: Path, inputs: Sequence[str | Path]) -> None:
+    """Raises InvalidRequestError when the video would replace one of its own inputs."""
+    for path in map(Path, inputs):
+        with suppress(OSError):  # what is not there is told elsewhere
+            if out.samefile(path):
+                raise InvalidRequestError(
+                    f'"{out}" is an input of this video', remedy="name another file for --out", param="out"
+                )
 
 
 def _convert(options: argparse.Namespace) -> int:

@@ -142,6 +142,15 @@ def test_a_picture_of_50_mb_that_swells_is_refused_before_it_is_decoded(live_ava
     assert not (inputs / "made").exists()
 
 
+@pytest.mark.parametrize("name", ["voice.wav", "portrait.png"])
+def test_a_video_never_replaces_its_own_inputs(live_avatar: RunCli, inputs: Path, name: str) -> None:
+    before = (inputs / name).read_bytes()
+    done = live_avatar("render", *words({**GOOD, "--out": f"../{inputs.name}/{name}"}), cwd=inputs)
+    assert done.returncode == 2, done.stderr
+    assert f'{name}" is an input of this video; name another file for --out' in done.stderr
+    assert (inputs / name).read_bytes() == before
+
+
 def test_a_folder_that_may_not_be_written_is_told(live_avatar: RunCli, inputs: Path) -> None:
     (inputs / "made").mkdir(mode=0o500)
     done = live_avatar("render", *words(GOOD), cwd=inputs)
