@@ -160,7 +160,7 @@ def _given(options: argparse.Namespace) -> dict[str, object]:
 def _spare_inputs(out: Path, inputs: Sequence[str | Path]) -> None:
     """Raises InvalidRequestError when the video would replace one of its own inputs."""
     for path in map(Path, inputs):
-        with suppress(OSError):  # what is not there is told elsewhere
+        with suppress(OSError, ValueError):  # what is no file is told elsewhere
             if out.samefile(path):
                 raise InvalidRequestError(
                     f'"{out}" is an input of this video', remedy="name another file for --out", param="out"
