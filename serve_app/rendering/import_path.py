@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
+from ray_cluster import program
 from serve_app.errors import AvatarError
 
 MODEL_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors")
@@ -12,9 +12,8 @@ MODEL_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors")
 
 def import_object(path: str) -> Any:  # noqa: ANN401  (whoever asks knows what is there)
     """Returns the object at "package.module:name"; raises AvatarError where the model's packages are missing."""
-    module, _, name = path.partition(":")
     try:
-        return getattr(importlib.import_module(module), name)
+        return program.import_object(path)
     except ModuleNotFoundError as error:
         if error.name not in MODEL_PACKAGES:
             raise
