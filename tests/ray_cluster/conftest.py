@@ -1,0 +1,53 @@
+"""One Ray for all tests of this folder, with eight logical GPUs."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ray_cluster.bundles import GroupBundles
+from ray_cluster.gang import Gang, GangSpec, GangTimeouts
+from ray_cluster.local import MIB, local_cluster
+from ray_cluster.placement import create_placement
+
+PROGRAM = "tests.ray_cluster.fake_program:FakeProgram"
+TIMEOUTS = GangTimeouts(placement_s=20, start_s=60, start_heartbeat_s=30, heartbeat_s=2, drain_s=5, stop_s=5, kill_s=5)
+
+MakeGang = Callable[..., Gang]
+
+
+def bundles(num_ranks: int, *, gpus_per_rank: float = 1) -> GroupBundles:
+    return GroupBundles(num_ranks, cpus_per_rank=0.1, gpus_per_rank=gpus_per_rank, leader_cpus=0.1)
+
+
+def eventually(happened: Callable[[], Any], *, within_s: float = 20) -> Any:
+    """Waits until `happened` answers something true, and returns that."""
+    deadline = time.monotonic() + within_s
+    while not (answer := happened()):
+        assert time.monotonic() < deadline, f"did not happen within {within_s} s"
+        time.sleep(0.02)
+    return answer
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    with local_cluster(num_cpus=2, num_gpus=8, object_store_bytes=256 * MIB):
+        yield
+
+
+@pytest.fixture
+def make_gang(cluster: None, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[MakeGang]:
+    """Starts gangs that end with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def make(num_ranks: int, **options: Any) -> Gang:
+            placement = stack.enter_context(create_placement(bundles(num_ranks), name=request.node.name, timeout_s=20))
+            spec = GangSpec(PROGRAM, {"folder": tmp_path, **options})
+            return stack.enter_context(Gang.start(placement, spec, name=request.node.name, timeouts=TIMEOUTS))
+
+        yield make
