@@ -16,7 +16,19 @@ TIMEOUT_S = 120
 OUTSIDE_THE_MODEL_PLANE = ["ray", "pydantic", "av", "starlette", "fastapi", "boto3", "diffusers", "PIL", "soxr"]
 MODEL_PLANE = ["model", "engine"]
 TORCH_FAMILY = ["torch", "transformers", "safetensors"]
-CONTROL_PLANE = ["cli", "rendering", "media", "storage", "schemas", "planning", "task", "errors"]
+CONTROL_PLANE = [
+    "cli",
+    "doctor",
+    "rendering",
+    "media",
+    "storage",
+    "schemas",
+    "planning",
+    "task",
+    "troubleshooting",
+    "errors",
+]
+LIBRARY_ONLY = ["planning", "troubleshooting", "errors"]
 OF_NO_PLANE = ["samples"]
 
 IMPORT_ALL = """
@@ -92,8 +104,9 @@ def test_the_control_plane_imports_without_torch(part: str) -> None:
     import_apart(modules_of(part), absent=TORCH_FAMILY)
 
 
-def test_planning_imports_with_the_standard_library_alone() -> None:
-    import_apart(modules_of("planning"), absent=[], library_only=True)
+@pytest.mark.parametrize("part", LIBRARY_ONLY)
+def test_what_others_trust_imports_with_the_standard_library_alone(part: str) -> None:
+    import_apart(modules_of(part), absent=[], library_only=True)
 
 
 @pytest.mark.parametrize(("module", "library_only"), [("torch", False), ("numpy", True)])
