@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -47,6 +47,19 @@ class RunControl(Protocol):
         This bounds how far a gang runs ahead. It ends early, with True, once the task is cancelled.
         """
         ...
+
+
+class Unattended:
+    """The control of a program that runs in this process: nobody watches, the consumer is always near."""
+
+    def __init__(self, is_cancelled: Callable[[], bool]) -> None:
+        self.is_cancelled = is_cancelled
+
+    def note(self, activity: str) -> None:
+        """Nobody asks."""
+
+    def wait_for_turn(self, index: int, *, timeout_s: float) -> bool:  # noqa: ARG002  (the protocol's)
+        return True
 
 
 class RankProgram(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import reprlib
 from collections.abc import Iterable
+from typing import Any
 
 
 class AvatarError(Exception):
@@ -25,6 +26,14 @@ class AvatarError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}; {self.remedy}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Lets an error travel between processes, which Python's own way does not with keyword arguments."""
+        return _rebuilt, (type(self), self.message, self.remedy, self.param)
+
+
+def _rebuilt(kind: type[AvatarError], message: str, remedy: str, param: str | None) -> AvatarError:
+    return kind(message, remedy=remedy, param=param)
 
 
 class InvalidRequestError(AvatarError):
@@ -66,6 +75,12 @@ class RenderFailedError(AvatarError):
     """A render ended before its video was whole."""
 
     code = "render_failed"
+
+
+class RankError(AvatarError):
+    """A rank cannot reach the others of its gang, or they ended."""
+
+    code = "rank_failed"
 
 
 class RenderCancelledError(AvatarError):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from _pytest.terminal import TerminalReporter
 
-from serve_app.model.tiny import write_checkpoint
+from serve_app.model.random_checkpoint import write_checkpoint
 from tests.small_model import SMALL
 
 

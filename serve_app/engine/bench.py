@@ -25,20 +25,22 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from serve_app.engine.conditioning import MOTION_FRAMES, Conditions
+from serve_app.engine.conditioning import MOTION_FRAMES
+from serve_app.engine.conditions import Conditions
 from serve_app.engine.decoding import FrameDecoder, to_pixels
-from serve_app.engine.rollout import Rollout, RolloutPlan, drawn_distance
+from serve_app.engine.rollout import ClipNoise, Rollout, RolloutPlan, drawn_distance
 from serve_app.model.checkpoint import Placement, default_placement
-from serve_app.model.config import ModelSizes, speech_config
+from serve_app.model.config import ModelSizes
 from serve_app.model.dit import CausalDiT
 from serve_app.model.flow_match import euler_schedule
-from serve_app.model.speech_encoder import SAMPLE_RATE, SpeechEncoder, SpeechFeatures
+from serve_app.model.speech_encoder import SAMPLE_RATE, SpeechEncoder, SpeechFeatures, speech_config
 from serve_app.model.text_encoder import TextEncoder
 from serve_app.model.tiny import TINY
 from serve_app.model.vae import VideoVAE
 from serve_app.planning.geometry import (
     FPS,
     FRAMES_PER_BLOCK,
+    BlockPosition,
     Size,
     Timeline,
     check_infer_frames,
@@ -171,10 +173,10 @@ def measure(networks: Networks, size: Size, infer_frames: int, sample_steps: int
         replace_reference=False,
         distance=drawn_distance(0),
     )
-    parts, conditions = _condition(networks, size)
+    parts, conditions, voice = _condition(networks, size)
     rollout = Rollout(networks.dit, conditions, plan, steps=plan.schedule.steps)
     parts.append(_timed("sink prefill", "clip 0, 1", lambda: rollout.prefill(conditions.reference), device))
-    block_parts, block_seconds = _measure_blocks(networks, rollout, conditions)
+    block_parts, block_seconds = _measure_blocks(networks, rollout, conditions, voice)
     return Report(
         model=networks.name,
         size=str(size),
@@ -192,7 +194,7 @@ def measure(networks: Networks, size: Size, infer_frames: int, sample_steps: int
     )
 
 
-def _condition(networks: Networks, size: Size) -> tuple[list[Part], Conditions]:
+def _condition(networks: Networks, size: Size) -> tuple[list[Part], Conditions, SpeechFeatures]:
     device = networks.device
     ids = torch.arange(PROMPT_TOKENS, device=device)
     speech = torch.rand(SPEECH_SECONDS * SAMPLE_RATE) - 0.5
@@ -208,12 +210,8 @@ def _condition(networks: Networks, size: Size) -> tuple[list[Part], Conditions]:
         ),
         _timed(f"VAE encode, {MOTION_FRAMES} frames", "video", lambda: networks.vae.encode(still), device),
     ]
-    conditions = Conditions(
-        text=networks.text_encoder(ids),
-        motion=networks.vae.encode(still),
-        speech=SpeechFeatures(networks.speech_encoder, speech),
-    )
-    return parts, conditions
+    conditions = Conditions(text=networks.text_encoder(ids), motion=networks.vae.encode(still))
+    return parts, conditions, SpeechFeatures(networks.speech_encoder, speech)
 
 
 @dataclass(frozen=True)
@@ -225,19 +223,23 @@ class _BlockTimes:
     total: float
 
 
-def _measure_blocks(networks: Networks, rollout: Rollout, conditions: Conditions) -> tuple[list[Part], float]:
+def _measure_blocks(
+    networks: Networks, rollout: Rollout, conditions: Conditions, voice: SpeechFeatures
+) -> tuple[list[Part], float]:
     """Makes blocks until the windows are full, then measures the next ones: parts, and seconds per block."""
     decoder = FrameDecoder(networks.vae, conditions.motion)
     warm_up = rollout.plan.timeline.blocks_per_clip + 1
-    times = [_time_block(rollout, decoder, index, networks.device) for index in range(warm_up + REPEATS)][warm_up:]
-    last = rollout.plan.timeline.position(warm_up + REPEATS)
-    latents = rollout.noise(last)
+    blocks = [rollout.plan.timeline.position(index) for index in range(warm_up + REPEATS)]
+    noise = ClipNoise(rollout.plan, conditions.motion.shape[0])
+    times = [_time_block(rollout, decoder, block, noise, voice, networks.device) for block in blocks][warm_up:]
+    last = blocks[-1]
+    latents = noise.of(last).to(networks.device)
     parts = [
         Part(
             "DiT call",
             "call",
             statistics.median(seconds for block in times for seconds in block.calls),
-            _tflop(lambda: rollout.denoise(latents, last, 0)),
+            _tflop(lambda: rollout.denoise(latents, 0)),
         ),
         Part(
             "VAE decode",
@@ -249,17 +251,26 @@ def _measure_blocks(networks: Networks, rollout: Rollout, conditions: Conditions
     return parts, statistics.median(block.total for block in times)
 
 
-def _time_block(rollout: Rollout, decoder: FrameDecoder, index: int, device: torch.device) -> _BlockTimes:
-    block = rollout.plan.timeline.position(index)
+def _time_block(
+    rollout: Rollout,
+    decoder: FrameDecoder,
+    block: BlockPosition,
+    noise: ClipNoise,
+    voice: SpeechFeatures,
+    device: torch.device,
+) -> _BlockTimes:
+    started = _now(device)
+    frames = range(block.index * FRAMES_PER_BLOCK, (block.index + 1) * FRAMES_PER_BLOCK)
+    rollout.begin(block, voice.frames(frames))
+    latents = noise.of(block).to(device)
     clock = [_now(device)]
-    latents = rollout.noise(block)
     for step in rollout.plan.schedule.steps:
-        latents = rollout.denoise(latents, block, step)
+        latents = rollout.denoise(latents, step)
         clock.append(_now(device))
-    to_pixels(decoder.decode(latents, block))
+    to_pixels(decoder.decode(latents, block)).cpu()
     clock.append(_now(device))
     spans = [later - earlier for earlier, later in pairwise(clock)]
-    return _BlockTimes(calls=tuple(spans[:-1]), decode=spans[-1], total=clock[-1] - clock[0])
+    return _BlockTimes(calls=tuple(spans[:-1]), decode=spans[-1], total=clock[-1] - started)
 
 
 def _timed(name: str, per: str, work: Callable[[], object], device: torch.device) -> Part:

@@ -1,4 +1,4 @@
-"""Conditions: what the denoiser needs to know of one video, made once from prompt, portrait and voice."""
+"""Conditioning: prompt, portrait and voice become what the denoiser understands. One rank of a gang does it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from serve_app.model.checkpoint import Checkpoint, Placement
+from serve_app.engine.conditions import Conditions
+from serve_app.model.checkpoint import Placement
+from serve_app.model.full_checkpoint import FullCheckpoint
 from serve_app.model.reference import MOTION_LATENTS
 from serve_app.model.speech_encoder import SpeechEncoder, SpeechFeatures
 from serve_app.model.text_encoder import PromptTokenizer, TextEncoder
@@ -21,20 +23,6 @@ MOTION_FRAMES = 1 + (MOTION_LATENTS - 1) * FRAMES_PER_LATENT
 
 
 @dataclass(frozen=True, eq=False)
-class Conditions:
-    """`text` [L, text_dim]; `motion` latents [16, 19, h, w]; `speech` answers features block by block."""
-
-    text: Tensor
-    motion: Tensor
-    speech: SpeechFeatures
-
-    @property
-    def reference(self) -> Tensor:
-        """The portrait as one latent frame [16, 1, h, w]: a causal encoder sees the first frame alone."""
-        return self.motion[:, :1]
-
-
-@dataclass(frozen=True, eq=False)
 class Conditioner:
     """The encoders, shared by all videos; they keep nothing of any."""
 
@@ -43,16 +31,19 @@ class Conditioner:
     speech_encoder: SpeechEncoder
     vae: VideoVAE
 
-    def __call__(self, task: RenderTask) -> Conditions:
+    def conditions(self, task: RenderTask) -> Conditions:
         device = self.vae.conv1.weight.device
         return Conditions(
             text=_run_on(device, self.text_encoder, self.tokenizer(task.prompt)),
             motion=self.vae.encode(_still(task, device)),
-            speech=SpeechFeatures(self.speech_encoder, torch.from_numpy(task.speech)),
         )
 
+    def voice(self, task: RenderTask) -> SpeechFeatures:
+        """Returns what answers the features of the speech, block by block."""
+        return SpeechFeatures(self.speech_encoder, torch.from_numpy(task.speech))
 
-def load_conditioner(checkpoint: Checkpoint, vae: VideoVAE, placement: Placement, *, text_len: int) -> Conditioner:
+
+def load_conditioner(checkpoint: FullCheckpoint, vae: VideoVAE, placement: Placement, *, text_len: int) -> Conditioner:
     """Loads the encoders; the VAE is the one that decodes as well.
 
     The text encoder stays on the CPU: it is needed once per video and would take a third of the GPU's weights.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from serve_app.model.vae import Stream, VideoVAE
@@ -32,8 +30,7 @@ class FrameDecoder:
         return video[:, STARTUP_FRAMES:] if block.index == 0 else video
 
 
-def to_pixels(video_CTHW: Tensor) -> NDArray[np.uint8]:
+def to_pixels(video_CTHW: Tensor) -> Tensor:
     """Returns uint8 [frames, H, W, 3] of video [3, frames, H, W] in [-1, 1]."""
     pixels = ((video_CTHW + 1) * 127.5).round_().clamp_(0, 255).to(torch.uint8)
-    frames: NDArray[np.uint8] = pixels.permute(1, 2, 3, 0).contiguous().cpu().numpy()
-    return frames
+    return pixels.permute(1, 2, 3, 0).contiguous()

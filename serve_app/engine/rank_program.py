@@ -1,52 +1,75 @@
-"""AvatarProgram: what a rank runs. It loads the networks once and renders one task after another."""
+"""AvatarProgram: what a rank runs. It loads the networks of its role once and renders one task after another."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from serve_app.engine.conditioning import Conditioner, load_conditioner
-from serve_app.engine.decoding import FrameDecoder, to_pixels
-from serve_app.engine.rollout import Rollout, RolloutPlan, drawn_distance
-from serve_app.engine.sampler import sample
-from serve_app.errors import RenderCancelledError
-from serve_app.model.checkpoint import Checkpoint, default_placement
-from serve_app.model.dit import CausalDiT
+from ray_cluster.program import RunControl, Seat, StartReport
+from serve_app.distributed import rendezvous
+from serve_app.distributed.channel import Packet, Sender
+from serve_app.distributed.mesh import Mesh
+from serve_app.distributed.timestep_pipeline import ReferenceReturn
+from serve_app.engine.decoding import to_pixels
+from serve_app.engine.messages import END, Message, WorkingBlock, packed, received
+from serve_app.engine.networks import Networks, load_networks
+from serve_app.engine.rollout import RolloutPlan, drawn_distance
+from serve_app.engine.sampler import begin_blocks, decode, denoise
 from serve_app.model.flow_match import euler_schedule
-from serve_app.model.tiny import TINY, tiny_checkpoint
-from serve_app.model.vae import VideoVAE
+from serve_app.planning.layout import ParallelLayout, Role
 from serve_app.task import FrameBlock, RenderTask
 
 
+@dataclass(frozen=True)
+class Deadlines:
+    """Seconds that a rank waits for the others: to meet them, for the first messages of a video, for all later ones.
+
+    The first messages wait for conditioning and whatever a first call takes. What waits longer is lost: the rank
+    raises RankError, and the gang ends.
+    """
+
+    meet_s: float = 300.0
+    first_s: float = 900.0
+    later_s: float = 300.0
+
+
 class AvatarProgram:
-    """The networks of one rank. They keep nothing of a video: tasks may follow one another or interleave."""
+    """One rank's networks and neighbours. Nothing of a video outlives its task."""
 
-    def __init__(self, *, checkpoint: str, cache_dir: Path) -> None:
-        """Loads a checkpoint folder, or the built-in model when `checkpoint` is "tiny".
+    def __init__(
+        self, *, checkpoint: str, cache_dir: Path, layout: str = "single", deadlines: Deadlines = Deadlines()
+    ) -> None:
+        """`checkpoint` is a folder, or "tiny" for the built-in model. Raises InvalidRequestError for a bad layout."""
+        self._checkpoint = checkpoint
+        self._cache_dir = cache_dir
+        self._layout = ParallelLayout.parse(layout)
+        self._deadlines = deadlines
+        self._store: TCPStore | None = None
+        self._mesh: Mesh
+        self._networks: Networks
 
-        On a GPU weights are bfloat16, on the CPU float32. Raises CheckpointError.
-        """
+    def open_rendezvous(self, host: str) -> str:
+        """See RankProgram; called on rank 0 alone."""
+        self._store, address = rendezvous.open_store(host)
+        return address
+
+    def start(self, seat: Seat) -> StartReport:
+        """Meets the other ranks and loads what this role needs; raises RankError, CheckpointError."""
         torch.backends.cudnn.deterministic = True  # same seed, same bytes
-        folder = Checkpoint(tiny_checkpoint(cache_dir) if checkpoint == TINY.name else Path(checkpoint))
-        placement = default_placement()
-        self._dit: CausalDiT = folder.dit().load(placement)
-        self._vae: VideoVAE = folder.vae().load(placement).tuned()
-        self._conditioner: Conditioner = load_conditioner(
-            folder, self._vae, placement, text_len=self._dit.config.text_len
+        self._mesh = Mesh(self._layout, seat, store=self._store, timeout_s=self._deadlines.meet_s)
+        self._networks = load_networks(self._checkpoint, self._cache_dir, self._mesh)
+        return StartReport(
+            role=str(self._mesh.place), is_output=self._mesh.is_output, facts=self._networks.facts(self._mesh)
         )
 
-    def run(self, task: RenderTask, *, is_cancelled: Callable[[], bool]) -> Iterator[FrameBlock]:
-        """Yields the frames of the video block by block, each as soon as it is made.
-
-        Before every block it asks `is_cancelled`; a yes raises RenderCancelledError.
-        """
-        blocks = self._frame_blocks(task)
+    def run(self, task: RenderTask, control: RunControl) -> Iterator[FrameBlock]:
+        """Yields, on the output rank, the frames of the video block by block; a cancelled one ends early."""
+        blocks = self._frame_blocks(task, control)
         while True:
-            if is_cancelled():
-                raise RenderCancelledError("the render was cancelled", remedy="start it again to get the whole video")
             # Entered anew for each block: inference mode must not leak into whoever consumes the frames.
             with torch.inference_mode():
                 block = next(blocks, None)
@@ -54,16 +77,76 @@ class AvatarProgram:
                 return
             yield block
 
-    def _frame_blocks(self, task: RenderTask) -> Iterator[FrameBlock]:
-        started = time.perf_counter()
-        conditions = self._conditioner(task)
-        plan = _plan(task)
-        rollout = Rollout(self._dit, conditions, plan, steps=plan.schedule.steps)
-        decoder = FrameDecoder(self._vae, conditions.motion)
-        for block, latents in sample(rollout):
-            frames = to_pixels(decoder.decode(latents, block))
-            yield FrameBlock(index=block.index, frames=frames, seconds=time.perf_counter() - started)
-            started = time.perf_counter()
+    def close(self) -> None:
+        """Leaves the gang."""
+        self._mesh.close()
+        self._store = None
+
+    def sent_bytes(self) -> dict[str, int]:
+        """Returns what this rank has sent so far, by purpose."""
+        return self._mesh.traffic.by_purpose()
+
+    def _frame_blocks(self, task: RenderTask, control: RunControl) -> Iterator[FrameBlock]:
+        mesh, plan = self._mesh, _plan(task)
+        messages = _sent(self._incoming(task, plan, control), mesh.copies)
+        if mesh.place.role is Role.STAGE:
+            messages = denoise(
+                messages,
+                self._networks.dit,
+                plan,
+                steps=mesh.layout.steps_of(mesh.place.stage, task.sample_steps),
+                references=ReferenceReturn(mesh, timeout_s=self._deadlines.first_s),
+                control=control,
+            )
+            if mesh.is_last_stage:
+                messages = map(_without_voice, messages)
+        messages = _sent(messages, mesh.downstream)
+        if mesh.is_decoder:
+            yield from self._decoded(messages, control)
+        else:
+            for _ in messages:
+                pass
+        mesh.flush()
+
+    def _incoming(self, task: RenderTask, plan: RolloutPlan, control: RunControl) -> Iterator[Message]:
+        """Yields what this rank works on: messages from upstream, or on the source those that it makes."""
+        upstream, deadlines = self._mesh.upstream, self._deadlines
+        if upstream is not None:
+            control.note("waits for the source")
+            yield from received(upstream, plan.timeline, first_s=deadlines.first_s, later_s=deadlines.later_s)
+            return
+        conditioner = self._networks.conditioner
+        assert conditioner is not None, "the source has the encoders"
+        control.note("makes the conditions")
+        conditions = conditioner.conditions(task)
+        yield from begin_blocks(conditions, conditioner.voice(task), plan, control, self._mesh.device)
+
+    def _decoded(self, messages: Iterator[Message], control: RunControl) -> Iterator[FrameBlock]:
+        """Yields whole frames on the output rank; other decoders hand it their strips."""
+        mesh, vae = self._mesh, self._networks.vae
+        assert vae is not None, "a decoder has the VAE"
+        for position, video, seconds in decode(messages, vae, control):
+            strip = to_pixels(video)
+            if mesh.strips_to is not None:
+                mesh.strips_to.send(Packet(kind=0, index=position.index, tensors=(strip,)))
+                continue
+            others = [source.receive(timeout_s=self._deadlines.later_s).tensors[0] for source in mesh.strips_from]
+            frames = torch.cat([strip, *others], dim=2).cpu().numpy()
+            yield FrameBlock(index=position.index, frames=frames, seconds=seconds)
+
+
+def _sent(messages: Iterator[Message], receivers: Sequence[Sender]) -> Iterator[Message]:
+    """Yields the messages, each handed to the receivers first; at the end tells them so."""
+    for message in messages:
+        for receiver in receivers:
+            receiver.send(packed(message))
+        yield message
+    for receiver in receivers:
+        receiver.send(END)
+
+
+def _without_voice(message: Message) -> Message:
+    return replace(message, voice=None) if isinstance(message, WorkingBlock) else message
 
 
 def _plan(task: RenderTask) -> RolloutPlan:

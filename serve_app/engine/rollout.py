@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from serve_app.engine.conditioning import Conditions
+from serve_app.engine.conditions import Conditions
 from serve_app.model.audio_injector import AudioConditions
 from serve_app.model.dit import CausalDiT
 from serve_app.model.flow_match import NoiseSchedule, euler_step
@@ -21,7 +21,6 @@ from serve_app.model.kv_cache import BlockMemory, Sink, WindowCache
 from serve_app.model.reference import motion_table, reference_position
 from serve_app.model.rope import RopeGrid, RopePrecision, RopeTable, join
 from serve_app.planning.geometry import (
-    FRAMES_PER_BLOCK,
     LATENT_FRAMES_PER_BLOCK,
     BlockPosition,
     Size,
@@ -52,11 +51,36 @@ class RolloutPlan:
     rope_precision: RopePrecision = "float16"
 
 
+class ClipNoise:
+    """The starting latents of the blocks of one video."""
+
+    def __init__(self, plan: RolloutPlan, num_channels: int) -> None:
+        self._plan = plan
+        self._num_channels = num_channels
+        self._clip: int | None = None
+        self._noise_CTHW = torch.empty(0)
+
+    def of(self, block: BlockPosition) -> Tensor:
+        """Returns float32 [16, 3, h, w], on the CPU: a slice of its clip's noise, which is seeded seed + clip."""
+        if self._clip != block.clip:
+            self._clip, self._noise_CTHW = block.clip, self._draw(block.clip)
+        start = block.in_clip * LATENT_FRAMES_PER_BLOCK
+        return self._noise_CTHW[:, start : start + LATENT_FRAMES_PER_BLOCK]
+
+    def _draw(self, clip: int) -> Tensor:
+        """Draws on the CPU in float32, whatever the device, so that every machine starts from the same noise."""
+        size = self._plan.size
+        frames = self._plan.timeline.window_latent_frames
+        shape = (self._num_channels, frames, size.latent_height, size.latent_width)
+        generator = torch.Generator().manual_seed(self._plan.seed + clip)
+        return torch.randn(shape, generator=generator, dtype=torch.float32)
+
+
 @dataclass(frozen=True, eq=False)
 class _PreparedBlock:
     """What all steps of one block share."""
 
-    index: int
+    position: BlockPosition
     audio: AudioConditions
     rope: RopeTable
 
@@ -85,42 +109,39 @@ class Rollout:
             precision=plan.rope_precision,
             device=self._device,
         )
-        self._clip_noise: tuple[int, Tensor] | None = None
-        self._new_reference: Tensor | None = None
         self._sink = self.prefill(conditions.reference)
         # All at once, before anything passing: what does not fit shows here, and memory stays in one piece.
         self._windows = {step: self._empty_window() for step in steps}
         self._times = {step: dit.embed_time(plan.schedule.timesteps[step]) for step in steps}
-        self._sink_is_final = not plan.replace_reference
-        self._prepared: _PreparedBlock | None = None
+        self._block: _PreparedBlock | None = None
 
-    def noise(self, block: BlockPosition) -> Tensor:
-        """Returns the block's starting latents [16, 3, h, w]: a slice of its clip's noise, seeded seed + clip."""
-        if self._clip_noise is None or self._clip_noise[0] != block.clip:
-            self._clip_noise = block.clip, self._draw_noise(block.clip)
-        start = block.in_clip * LATENT_FRAMES_PER_BLOCK
-        return self._clip_noise[1][:, start : start + LATENT_FRAMES_PER_BLOCK].to(self._device)
+    def begin(self, block: BlockPosition, voice: Tensor) -> None:
+        """Prepares what the steps of a block share; voice [1, 25, C, 12]."""
+        first = block.first_latent_frame
+        self._block = _PreparedBlock(
+            position=block,
+            audio=self._dit.embed_audio(voice.to(self._device)),
+            rope=self._grid.at(range(first, first + LATENT_FRAMES_PER_BLOCK)),
+        )
 
-    def denoise(self, latents_CTHW: Tensor, block: BlockPosition, step: int) -> Tensor:
-        """Makes call (block, step): returns the latents after this step, float32 [16, 3, h, w]."""
-        if block.clip > 0 and not self._sink_is_final:
-            self._refill_sink()
-        prepared = self._prepare(block)
+    def denoise(self, latents_CTHW: Tensor, step: int) -> Tensor:
+        """Makes call (block begun, step): returns the latents after this step, float32 [16, 3, h, w]."""
+        assert self._block is not None, "no block was begun"
         velocity = self._dit(
             latents_CTHW,
             time=self._times[step],
             text=self._text,
-            audio=prepared.audio,
-            rope=prepared.rope,
-            memory=self._memory(block, step),
+            audio=self._block.audio,
+            rope=self._block.rope,
+            memory=self._memory(self._block.position, step),
         )
         sigmas = self.plan.schedule.sigmas
         return euler_step(latents_CTHW, velocity, sigma=sigmas[step], next_sigma=sigmas[step + 1])
 
-    def finished(self, latents_CTHW: Tensor, block: BlockPosition) -> None:
-        """Notes a finished block: the first frame of block 0 becomes the reference from clip 1 on."""
-        if block.index == 0:
-            self._new_reference = latents_CTHW[:, :1]
+    def replace_reference(self, reference_C1HW: Tensor) -> None:
+        """Takes another reference from the next call on."""
+        self._sink = Sink()  # the old one goes before the new one comes
+        self._sink = self.prefill(reference_C1HW)
 
     def prefill(self, reference_C1HW: Tensor) -> Sink:
         """Returns the sink of this reference and the motion latents."""
@@ -130,24 +151,6 @@ class Rollout:
             text=self._text,
             rope=self._sink_rope(first_frame=0, distance=MAX_DISTANCE),
         )
-
-    def _refill_sink(self) -> None:
-        assert self._new_reference is not None, "clip 1 began before block 0 was finished"
-        self._sink = Sink()  # the old one goes before the new one comes
-        self._sink = self.prefill(self._new_reference)
-        self._sink_is_final = True
-
-    def _prepare(self, block: BlockPosition) -> _PreparedBlock:
-        if self._prepared is None or self._prepared.index != block.index:
-            first_video_frame = block.index * FRAMES_PER_BLOCK
-            features = self._conditions.speech.frames(range(first_video_frame, first_video_frame + FRAMES_PER_BLOCK))
-            first = block.first_latent_frame
-            self._prepared = _PreparedBlock(
-                index=block.index,
-                audio=self._dit.embed_audio(features.to(self._device)),
-                rope=self._grid.at(range(first, first + LATENT_FRAMES_PER_BLOCK)),
-            )
-        return self._prepared
 
     def _memory(self, block: BlockPosition, step: int) -> BlockMemory:
         tokens_per_block = LATENT_FRAMES_PER_BLOCK * self.plan.size.tokens_per_frame
@@ -175,14 +178,3 @@ class Rollout:
     def _sink_rope(self, *, first_frame: int, distance: int) -> RopeTable:
         reference = self._grid.at([reference_position(first_frame, distance)])
         return join([reference, self._motion_rope])
-
-    def _draw_noise(self, clip: int) -> Tensor:
-        """Draws on the CPU in float32, whatever the device, so that every machine starts from the same noise."""
-        shape = (
-            self._dit.config.in_dim,
-            self.plan.timeline.window_latent_frames,
-            self.plan.size.latent_height,
-            self.plan.size.latent_width,
-        )
-        generator = torch.Generator().manual_seed(self.plan.seed + clip)
-        return torch.randn(shape, generator=generator, dtype=torch.float32)

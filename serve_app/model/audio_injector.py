@@ -8,9 +8,8 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn import functional
 
-from serve_app.model.attention import attend
 from serve_app.model.config import DiTConfig
-from serve_app.model.layers import Attention, KeyValues, modulated_norm
+from serve_app.model.layers import CrossAttention, KeyValues, modulated_norm
 
 _ADAIN_EPS = 1e-5
 
@@ -37,6 +36,11 @@ class AudioConditions:
     injectors: tuple[InjectorConditions, ...]
     routing: Tensor | None
 
+    @property
+    def num_frames(self) -> int:
+        """Latent frames that these conditions belong to."""
+        return self.injectors[0].shift.shape[1]
+
 
 class AudioInjector(nn.Module):
     """One attention and one AdaIN norm for each layer of `audio_inject_layers`."""
@@ -45,7 +49,7 @@ class AudioInjector(nn.Module):
         super().__init__()
         self.index_of_layer = {layer: index for index, layer in enumerate(config.audio_inject_layers)}
         self.injector = nn.ModuleList(
-            Attention(config.dim, config.num_heads, config.eps) for _ in config.audio_inject_layers
+            CrossAttention(config.dim, config.num_heads, config.eps) for _ in config.audio_inject_layers
         )
         self.injector_adain_layers = nn.ModuleList(_AdaIN(config.dim) for _ in config.audio_inject_layers)
 
@@ -65,15 +69,14 @@ class AudioInjector(nn.Module):
         speakers, frames = conditions.shift.shape[:2]
         x_AFSC = x_BLC.unflatten(1, (frames, -1)).expand(speakers, -1, -1, -1)
         normed = modulated_norm(x_AFSC, conditions.shift, conditions.scale, _ADAIN_EPS)
-        query = attention.query(normed.to(attention.q.weight.dtype).flatten(0, 1))
-        out = attention.output(attend(query, conditions.audio.keys, conditions.audio.values))
+        out = attention(normed.to(attention.q.weight.dtype).flatten(0, 1), conditions.audio)
         residual_ALC = out.unflatten(0, (speakers, frames)).flatten(1, 2)
         if audio.routing is not None:
             residual_ALC = residual_ALC * audio.routing
         return residual_ALC.sum(dim=0, keepdim=True)
 
-    def _pair(self, index: int) -> tuple[Attention, _AdaIN]:
-        return cast(Attention, self.injector[index]), cast(_AdaIN, self.injector_adain_layers[index])
+    def _pair(self, index: int) -> tuple[CrossAttention, _AdaIN]:
+        return cast(CrossAttention, self.injector[index]), cast(_AdaIN, self.injector_adain_layers[index])
 
 
 class _AdaIN(nn.Module):

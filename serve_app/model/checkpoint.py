@@ -1,4 +1,4 @@
-"""Checkpoint folders in the published layout: the networks in them, and streaming tensors into modules.
+"""Checkpoint folders in the published layout: transformer and VAE, and streaming tensors into modules.
 
     <checkpoint>/Wan2.2-S2V-14B/   config.json, diffusion_pytorch_model-*.safetensors + index,
                                    models_t5_umt5-xxl-enc-bf16.pth, Wan2.1_VAE.pth,
@@ -7,6 +7,7 @@
 
 Any `.pth` may also be a `.safetensors` of the same name. A `.json` of the same name describes a network of other
 than the published size. "lora_merged" in config.json says that the LoRA is in the weights already.
+The encoders of text and speech are in `full_checkpoint`: their library takes seconds to import.
 """
 
 from __future__ import annotations
@@ -18,16 +19,12 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import Wav2Vec2Config
 
 from serve_app.errors import CheckpointError
-from serve_app.model import speech_encoder, text_encoder
-from serve_app.model.config import DiTConfig, TextEncoderConfig, VAEConfig
+from serve_app.model.config import DiTConfig, VAEConfig
 from serve_app.model.dit import CausalDiT
 from serve_app.model.lora import check_adapters, merge_lora
-from serve_app.model.speech_encoder import SpeechEncoder
-from serve_app.model.tensor_files import NamedTensors, opened, read_json, read_tensors, require
-from serve_app.model.text_encoder import PromptTokenizer, TextEncoder
+from serve_app.model.tensor_files import NamedTensors, opened, read_json, read_tensors
 from serve_app.model.vae import VideoVAE
 
 BASE_FOLDER = "Wan2.2-S2V-14B"
@@ -35,12 +32,7 @@ LORA_FILE = "LiveAvatar/liveavatar.safetensors"
 LORA_MERGED = "lora_merged"
 DIT_CONFIG = "config.json"
 DIT_STEM = "diffusion_pytorch_model"
-TEXT_ENCODER_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
 VAE_FILE = "Wan2.1_VAE.pth"
-TOKENIZER_FILE = "google/umt5-xxl/tokenizer.json"
-SPEECH_FOLDER = "wav2vec2-large-xlsr-53-english"
-SPEECH_FILE = "model.safetensors"
-_OLD_SPEECH_FILE = "pytorch_model.bin"
 
 _MOST_NAMED = 50
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -62,6 +54,14 @@ def default_placement() -> Placement:
     return Placement(torch.device("cpu"), torch.float32)
 
 
+Keep = Callable[[nn.Parameter, Tensor], Tensor]
+"""(parameter of the module, tensor of the file) -> what this process keeps of the tensor."""
+
+
+def keep_whole(_: nn.Parameter, tensor: Tensor) -> Tensor:
+    return tensor
+
+
 @dataclass(frozen=True, eq=False)
 class Network(Generic[_Module]):
     """One network of a checkpoint, not loaded yet: the module on the meta device and the tensors that fill it.
@@ -75,13 +75,13 @@ class Network(Generic[_Module]):
     published_name: Callable[[str], str] = str
     """What the published files call a parameter of the module."""
 
-    def load(self, placement: Placement) -> _Module:
+    def load(self, placement: Placement, *, keep: Keep = keep_whole) -> _Module:
         """Fills the module; raises CheckpointError that names every tensor that does not fit."""
-        return fill(self.module, self.tensors, placement, source=str(self.file))
+        return fill(self.module, self.tensors, placement, source=str(self.file), keep=keep)
 
 
 class Checkpoint:
-    """One checkpoint folder; each network reads only its own files."""
+    """What every rank may need of a checkpoint folder; each network reads only its own files."""
 
     def __init__(self, root: Path) -> None:
         """Raises CheckpointError when `root` is no such folder."""
@@ -99,44 +99,16 @@ class Checkpoint:
         """Whether the weights of the transformer say that the LoRA is in them."""
         return bool(read_json(self.base / DIT_CONFIG).get(LORA_MERGED))
 
-    def networks(self) -> dict[str, Callable[[], Network[Any]]]:
-        """Returns what finds each network of the folder, by role."""
-        return {
-            "dit": self.dit,
-            "text_encoder": self.text_encoder,
-            "speech_encoder": self.speech_encoder,
-            "vae": self.vae,
-        }
-
     def dit(self) -> Network[CausalDiT]:
         """The transformer, the LoRA merged into it."""
         config = DiTConfig.from_json(read_json(self.base / DIT_CONFIG))
-        dit = _on_meta(lambda: CausalDiT(config))
+        dit = on_meta(lambda: CausalDiT(config))
         return Network(self.base / f"{DIT_STEM}.safetensors", dit, self._dit_tensors(dit))
 
     def vae(self) -> Network[VideoVAE]:
         path = self.base / VAE_FILE
-        config = VAEConfig.from_json(_described(path))
-        return Network(path, _on_meta(lambda: VideoVAE(config)), read_tensors(path))
-
-    def text_encoder(self) -> Network[TextEncoder]:
-        path = self.base / TEXT_ENCODER_FILE
-        config = TextEncoderConfig.from_json(_described(path))
-        tensors = text_encoder.to_transformers_names(read_tensors(path))
-        return Network(path, _on_meta(lambda: TextEncoder(config)), tensors, text_encoder.published_name)
-
-    def speech_encoder(self) -> Network[SpeechEncoder]:
-        folder = self.base / SPEECH_FOLDER
-        current, old = folder / SPEECH_FILE, folder / _OLD_SPEECH_FILE
-        path = old if old.is_file() and not current.is_file() else current
-        config = Wav2Vec2Config.from_dict(read_json(folder / "config.json"))
-        tensors = speech_encoder.to_transformers_names(read_tensors(path))
-        return Network(current, _on_meta(lambda: SpeechEncoder(config)), tensors)
-
-    def tokenizer(self, text_len: int) -> PromptTokenizer:
-        path = self.base / TOKENIZER_FILE
-        require(path)
-        return PromptTokenizer(path, text_len)
+        config = VAEConfig.from_json(described(path))
+        return Network(path, on_meta(lambda: VideoVAE(config)), read_tensors(path))
 
     def _dit_tensors(self, dit: CausalDiT) -> Iterator[tuple[str, Tensor]]:
         tensors = read_tensors(self.base / f"{DIT_STEM}.safetensors")
@@ -153,15 +125,19 @@ class Checkpoint:
             yield from merge_lora(tensors, check_adapters(dit, file.keys(), file.get_tensor))
 
 
-def fill(module: _Built, tensors: NamedTensors, placement: Placement, *, source: str) -> _Built:
-    """Streams tensors into `module`, casting and moving one at a time.
+def fill(
+    module: _Built, tensors: NamedTensors, placement: Placement, *, source: str, keep: Keep = keep_whole
+) -> _Built:
+    """Streams tensors into `module`, casting, cutting and moving one at a time.
 
     Raises CheckpointError that names every missing, extra and misshapen tensor (the first of many).
     """
-    for name, tensor in fitting(module, tensors, source=source):
-        owner, _, leaf = name.rpartition(".")
-        placed = nn.Parameter(tensor.to(placement.device, placement.dtype), requires_grad=False)
-        setattr(module.get_submodule(owner), leaf, placed)
+    parameters = dict(module.named_parameters())
+    placed = {
+        name: keep(parameters[name], tensor.to(placement.dtype)).to(placement.device)
+        for name, tensor in fitting(module, tensors, source=source)
+    }
+    module.load_state_dict(placed, strict=False, assign=True)
     return module
 
 
@@ -187,12 +163,13 @@ def fitting(module: nn.Module, tensors: NamedTensors, *, source: str) -> Iterato
         )
 
 
-def _on_meta(make: Callable[[], _Built]) -> _Built:
+def on_meta(make: Callable[[], _Built]) -> _Built:
     """Builds a module that takes no memory."""
     with torch.device("meta"):
         return make().eval().requires_grad_(False)
 
 
-def _described(path: Path) -> dict[str, Any]:
-    described = path.with_suffix(".json")
-    return read_json(described) if described.is_file() else {}
+def described(path: Path) -> dict[str, Any]:
+    """Returns what the JSON beside a file says of its network; without one it is of the published size."""
+    description = path.with_suffix(".json")
+    return read_json(description) if description.is_file() else {}

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self, TypeVar
 
-from transformers import Wav2Vec2Config
-
 from serve_app.errors import CheckpointError
 
 _FIXED_DIT_SETTINGS: Mapping[str, object] = {
@@ -121,11 +119,6 @@ class TextEncoderConfig:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         return _from_known(cls, values)
-
-
-def speech_config(sizes: Mapping[str, Any]) -> Wav2Vec2Config:
-    """Returns the configuration of a wav2vec2 of the published kind (layer norms, not group norms) in these sizes."""
-    return Wav2Vec2Config(**sizes, feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True, vocab_size=33)
 
 
 @dataclass(frozen=True)

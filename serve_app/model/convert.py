@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from serve_app.errors import OutputError
-from serve_app.model.checkpoint import BASE_FOLDER, DIT_CONFIG, LORA_MERGED, Checkpoint, Network, fitting
+from serve_app.model.checkpoint import BASE_FOLDER, DIT_CONFIG, LORA_MERGED, Network, fitting
+from serve_app.model.full_checkpoint import FullCheckpoint
 from serve_app.model.tensor_files import read_json, write_safetensors
 
 _CAST_ROLES = ("dit", "text_encoder")
@@ -29,7 +30,7 @@ def convert(source: Path, target: Path, *, dtype: str, on_network: Callable[[str
     small and sensitive, stay float32. `on_network` is told each role before it is written. Raises CheckpointError
     for a source that does not fit and OutputError when `target` exists or cannot be written.
     """
-    checkpoint = Checkpoint(source)
+    checkpoint = FullCheckpoint(source)
     if target.exists():
         raise OutputError(f'"{target}" exists', remedy="name a new folder", param="out")
     try:
@@ -47,7 +48,7 @@ def convert(source: Path, target: Path, *, dtype: str, on_network: Callable[[str
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _write_all(checkpoint: Checkpoint, base: Path, dtype: torch.dtype, on_network: Callable[[str], None]) -> None:
+def _write_all(checkpoint: FullCheckpoint, base: Path, dtype: torch.dtype, on_network: Callable[[str], None]) -> None:
     _copy_descriptions(checkpoint, base)
     for role, find in checkpoint.networks().items():
         on_network(role)
@@ -63,7 +64,7 @@ def _write_network(network: Network[Any], path: Path, dtype: torch.dtype) -> Non
     write_safetensors(path, shapes, ((network.published_name(name), tensor) for name, tensor in fitted), dtype)
 
 
-def _copy_descriptions(checkpoint: Checkpoint, base: Path) -> None:
+def _copy_descriptions(checkpoint: FullCheckpoint, base: Path) -> None:
     """Copies configurations and the tokenizer, not weights; notes that the LoRA is merged."""
     for path in sorted(checkpoint.base.rglob("*")):
         if path.suffix in _DESCRIPTIONS and not path.name.endswith(_INDEX) and path.is_file():

@@ -6,6 +6,7 @@ The calls that make a video: `embed_text` and, per step, `embed_time` once; `pre
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -22,6 +23,9 @@ from serve_app.model.rope import RopeTable
 
 PATCH = (1, 2, 2)
 _NOISY, _REFERENCE, _MOTION = 0, 1, 2
+
+Trunk = Callable[[Tensor, TimeEmbedding, RopeTable, list[KeyValues], KeyValueMemory, "AudioConditions | None"], Tensor]
+"""(tokens, time, rope, text, memory, audio) -> patches; see `CausalDiT.run_layers`."""
 
 
 class CausalDiT(nn.Module):
@@ -44,6 +48,7 @@ class CausalDiT(nn.Module):
         self.audio_injector = AudioInjector(config)
         self.trainable_cond_mask = nn.Embedding(3, dim)
         self.frame_packer = FramePacker(config.in_dim, dim, drop_mode="padd")
+        self.trunk: Trunk = self.run_layers
 
     @property
     def layers(self) -> list[DiTLayer]:
@@ -54,7 +59,7 @@ class CausalDiT(nn.Module):
         """Returns each layer's keys and values of the text [L, text_dim], zero-padded to text_len."""
         padded = functional.pad(context_LC, (0, 0, 0, self.config.text_len - context_LC.shape[0]))
         embedded = self.text_embedding(padded[None].to(self.head.head.weight.dtype))
-        return [layer.cross_attn.key_values(embedded) for layer in self.layers]
+        return [layer.text_key_values(embedded) for layer in self.layers]
 
     def embed_time(self, timestep: float) -> TimeEmbedding:
         """Embeds a timestep of the noise schedule, 0 .. 1000; made once per video and step."""
@@ -94,10 +99,8 @@ class CausalDiT(nn.Module):
             rope = _blank_after(rope, reference.shape[1])
         kinds = self.trainable_cond_mask.weight
         x_BLC = torch.cat((reference + kinds[_REFERENCE], motion + kinds[_MOTION]), dim=1).float()
-        time = self.embed_time(0.0)
         sink = Sink()
-        for layer, text_kv in zip(self.layers, text, strict=True):
-            x_BLC = layer(x_BLC, time, rope, text_kv, sink)
+        self.trunk(x_BLC, self.embed_time(0.0), rope, text, sink, None)
         return sink
 
     def forward(
@@ -115,13 +118,29 @@ class CausalDiT(nn.Module):
 
         `pose_CTHW` adds pose latents; None is the blank pose. The block's keys and values enter `memory`.
         """
-        x_BLC = self._embed_block(latents_CTHW, pose_CTHW)
+        patches_BLP = self.trunk(self._embed_block(latents_CTHW, pose_CTHW), time, rope, text, memory, audio)
+        _, frames, height, width = latents_CTHW.shape
+        return _unpatchify(patches_BLP[0].float(), (frames, height // 2, width // 2))
+
+    def run_layers(
+        self,
+        x_BLC: Tensor,
+        time: TimeEmbedding,
+        rope: RopeTable,
+        text: list[KeyValues],
+        memory: KeyValueMemory,
+        audio: AudioConditions | None,
+    ) -> Tensor:
+        """Runs tokens [1, L, dim] through all layers into `memory`; returns patches [1, L, 2 * 2 * out_dim].
+
+        Without audio the tokens are conditions: only the memory counts, and they come back as they leave the last
+        layer. `trunk` is this method, or what a parallel layout puts around it from outside.
+        """
         for layer, text_kv in zip(self.layers, text, strict=True):
             x_BLC = layer(x_BLC, time, rope, text_kv, memory)
-            if layer.index in self.audio_injector.index_of_layer:
+            if audio is not None and layer.index in self.audio_injector.index_of_layer:
                 x_BLC = x_BLC + self.audio_injector(x_BLC, layer.index, audio)
-        _, frames, height, width = latents_CTHW.shape
-        return _unpatchify(self.head(x_BLC, time)[0].float(), (frames, height // 2, width // 2))
+        return x_BLC if audio is None else self.head(x_BLC, time)
 
     def _embed_block(self, latents_CTHW: Tensor, pose_CTHW: Tensor | None) -> Tensor:
         dtype = self.patch_embedding.weight.dtype

@@ -127,6 +127,10 @@ class DiTLayer(nn.Module):
         )
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
 
+    def text_key_values(self, embedded_BLC: Tensor) -> KeyValues:
+        """Returns what this layer's cross-attention sees of the embedded text [B, L, dim]; made once per video."""
+        return self.cross_attn.key_values(embedded_BLC)
+
     def forward(
         self, x_BLC: Tensor, time: TimeEmbedding, rope: RopeTable, text: KeyValues, memory: KeyValueMemory
     ) -> Tensor:

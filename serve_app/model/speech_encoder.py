@@ -6,8 +6,9 @@ that fits one window is encoded whole, as the reference does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +69,11 @@ class SpeechEncoder(nn.Module):
         for stride in self.wav2vec2.config.conv_stride:
             hop *= stride
         return hop
+
+
+def speech_config(sizes: Mapping[str, Any]) -> Wav2Vec2Config:
+    """Returns the configuration of a wav2vec2 of the published kind (layer norms, not group norms) in these sizes."""
+    return Wav2Vec2Config(**sizes, feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True, vocab_size=33)
 
 
 def normalise(speech_N: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from serve_app.errors import CheckpointError
-from serve_app.model.checkpoint import Checkpoint, Network, fitting
+from serve_app.model.checkpoint import Network, fitting
+from serve_app.model.full_checkpoint import FullCheckpoint
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class NetworkReport:
 
 def verify(root: Path) -> Iterator[NetworkReport]:
     """Yields a report per network, holding one tensor at a time; raises CheckpointError for another kind of folder."""
-    checkpoint = Checkpoint(root)
+    checkpoint = FullCheckpoint(root)
     for role, find in checkpoint.networks().items():
         yield _read_through(role, find)
     yield _read_tokenizer(checkpoint)
@@ -47,7 +48,7 @@ def _read_through(role: str, find: Callable[[], Network[Any]]) -> NetworkReport:
     return NetworkReport(role, num_tensors, num_parameters, problem)
 
 
-def _read_tokenizer(checkpoint: Checkpoint) -> NetworkReport:
+def _read_tokenizer(checkpoint: FullCheckpoint) -> NetworkReport:
     try:
         checkpoint.tokenizer(text_len=1)
     except CheckpointError as error:

@@ -10,6 +10,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ray_cluster.program import RankProgram, Seat, Unattended
+from serve_app.errors import RenderCancelledError
 from serve_app.planning.geometry import STARTUP_FRAMES, Timeline
 from serve_app.rendering.import_path import import_object
 from serve_app.task import FrameBlock, RenderTask
@@ -28,10 +30,6 @@ class FrameSource(Protocol):
         ...
 
 
-class _Program(Protocol):
-    def run(self, task: RenderTask, *, is_cancelled: IsCancelled) -> Iterator[FrameBlock]: ...
-
-
 class InProcessSource:
     """Computes in this process; the networks are loaded for the first task and kept for the next."""
 
@@ -39,14 +37,32 @@ class InProcessSource:
         """`checkpoint`: a folder in the published layout, or "tiny" for the built-in model kept in `cache_dir`."""
         self._checkpoint = checkpoint
         self._cache_dir = cache_dir
-        self._program: _Program | None = None
+        self._program: RankProgram | None = None
 
     def frames(self, task: RenderTask, *, is_cancelled: IsCancelled) -> Iterator[FrameBlock]:
         """See FrameSource; the first call may raise CheckpointError."""
         if self._program is None:
             _share_cores()
-            self._program = import_object(PROGRAM)(checkpoint=self._checkpoint, cache_dir=self._cache_dir)
-        return self._program.run(task, is_cancelled=is_cancelled)
+            self._program = _started(checkpoint=self._checkpoint, cache_dir=self._cache_dir)
+        return whole_or_cancelled(self._program.run(task, Unattended(is_cancelled)), task, is_cancelled=is_cancelled)
+
+
+def _started(**options: object) -> RankProgram:
+    program: RankProgram = import_object(PROGRAM)(**options)
+    program.start(Seat(rank=0, num_ranks=1, rendezvous=""))
+    return program
+
+
+def whole_or_cancelled(
+    blocks: Iterator[FrameBlock], task: RenderTask, *, is_cancelled: IsCancelled
+) -> Iterator[FrameBlock]:
+    """Yields the blocks; raises RenderCancelledError when they end early because they should."""
+    count = 0
+    for block in blocks:
+        count += 1
+        yield block
+    if count < task.timeline.num_blocks and is_cancelled():
+        raise RenderCancelledError("the render was cancelled", remedy="start it again to get the whole video")
 
 
 def _share_cores() -> None:

@@ -14,7 +14,7 @@ PRODUCT = ROOT / "serve_app"
 TIMEOUT_S = 120
 
 OUTSIDE_THE_MODEL_PLANE = ["ray", "pydantic", "av", "starlette", "fastapi", "boto3", "diffusers", "PIL", "soxr"]
-MODEL_PLANE = ["model", "engine"]
+MODEL_PLANE = ["model", "distributed", "engine"]
 TORCH_FAMILY = ["torch", "transformers", "safetensors"]
 CONTROL_PLANE = [
     "cli",

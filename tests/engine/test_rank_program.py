@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from serve_app.engine import rank_program
+from ray_cluster.program import Seat, Unattended
+from serve_app.engine import networks
 from serve_app.engine.rank_program import AvatarProgram
-from serve_app.errors import RenderCancelledError
 from serve_app.model.checkpoint import Placement
 from serve_app.planning.geometry import Timeline
 from serve_app.task import FrameBlock, RenderTask
@@ -46,11 +46,21 @@ def digest(blocks: list[FrameBlock]) -> str:
 
 @pytest.fixture(scope="module", name="program")
 def _program(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> AvatarProgram:
-    return AvatarProgram(checkpoint=str(small_checkpoint), cache_dir=tmp_path_factory.mktemp("unused"))
+    return started(small_checkpoint, cache_dir=tmp_path_factory.mktemp("unused"))
+
+
+def started(checkpoint: Path, *, cache_dir: Path) -> AvatarProgram:
+    program = AvatarProgram(checkpoint=str(checkpoint), cache_dir=cache_dir)
+    program.start(Seat(rank=0, num_ranks=1, rendezvous=""))
+    return program
+
+
+def blocks_of(program: AvatarProgram, task: RenderTask) -> Iterator[FrameBlock]:
+    return program.run(task, Unattended(lambda: False))
 
 
 def run(program: AvatarProgram, task: RenderTask) -> list[FrameBlock]:
-    return list(program.run(task, is_cancelled=lambda: False))
+    return list(blocks_of(program, task))
 
 
 def test_yields_9_frames_then_12_per_block_as_uint8_pictures(program: AvatarProgram) -> None:
@@ -67,9 +77,9 @@ def test_the_same_task_gives_the_same_bytes_again(program: AvatarProgram) -> Non
 def test_the_same_task_gives_the_same_bytes_in_another_process(program: AvatarProgram, small_checkpoint: Path) -> None:
     script = (
         "import sys, torch; from pathlib import Path\n"
-        "from tests.engine.test_rank_program import AvatarProgram, a_task, digest, run\n"
+        "from tests.engine.test_rank_program import started, a_task, digest, run\n"
         f"torch.set_num_threads({torch.get_num_threads()})\n"
-        "print(digest(run(AvatarProgram(checkpoint=sys.argv[1], cache_dir=Path('unused')), a_task())))"
+        "print(digest(run(started(Path(sys.argv[1]), cache_dir=Path('unused')), a_task())))"
     )
     found = subprocess.run(
         [sys.executable, "-c", script, str(small_checkpoint)],
@@ -107,12 +117,12 @@ def test_interleaved_videos_never_see_each_other(program: AvatarProgram) -> None
 
 
 def _numbered(number: int, program: AvatarProgram, task: RenderTask) -> Iterator[tuple[int, FrameBlock]]:
-    return ((number, block) for block in program.run(task, is_cancelled=lambda: False))
+    return ((number, block) for block in blocks_of(program, task))
 
 
 def test_an_abandoned_video_leaves_the_next_one_untouched(program: AvatarProgram) -> None:
     alone = digest(run(program, a_task(portrait=1)))
-    abandoned = program.run(a_task(portrait=0), is_cancelled=lambda: False)
+    abandoned = blocks_of(program, a_task(portrait=0))
     next(abandoned)
     del abandoned
     assert digest(run(program, a_task(portrait=1))) == alone
@@ -120,15 +130,9 @@ def test_an_abandoned_video_leaves_the_next_one_untouched(program: AvatarProgram
 
 def test_a_cancel_takes_effect_at_the_next_block_border(program: AvatarProgram) -> None:
     made: list[FrameBlock] = []
-    blocks = program.run(a_task(frames=60), is_cancelled=lambda: len(made) == 2)
-    with pytest.raises(RenderCancelledError):
-        _collect(blocks, made)
-    assert [block.index for block in made] == [0, 1]
-
-
-def _collect(blocks: Iterator[FrameBlock], made: list[FrameBlock]) -> None:
-    for block in blocks:
+    for block in program.run(a_task(frames=60), Unattended(lambda: len(made) == 2)):
         made.append(block)  # noqa: PERF402  (`made` must grow while the render goes on)
+    assert [block.index for block in made] == [0, 1]
 
 
 def test_a_longer_video_begins_like_a_shorter_one(program: AvatarProgram) -> None:
@@ -140,8 +144,8 @@ def test_bfloat16_runs_through_every_network_and_stays_near_float32(
     program: AvatarProgram, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     placement = Placement(torch.device("cpu"), torch.bfloat16)
-    monkeypatch.setattr(rank_program, "default_placement", lambda: placement)
-    rounded = AvatarProgram(checkpoint=str(small_checkpoint), cache_dir=Path("unused"))
+    monkeypatch.setattr(networks, "default_placement", lambda: placement)
+    rounded = started(small_checkpoint, cache_dir=Path("unused"))
     exact = run(program, a_task())
     for block, other in zip(exact, run(rounded, a_task()), strict=True):
         difference = np.abs(block.frames.astype(int) - other.frames.astype(int))
@@ -149,5 +153,5 @@ def test_bfloat16_runs_through_every_network_and_stays_near_float32(
 
 
 def test_the_consumer_is_not_in_inference_mode(program: AvatarProgram) -> None:
-    for _ in program.run(a_task(frames=12), is_cancelled=lambda: False):
+    for _ in blocks_of(program, a_task(frames=12)):
         assert not torch.is_inference_mode_enabled()

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from serve_app.engine.conditioning import Conditions
-from serve_app.engine.rollout import Rollout, RolloutPlan, drawn_distance
-from serve_app.engine.sampler import sample
-from serve_app.model.checkpoint import Checkpoint, Placement
+from ray_cluster.program import Unattended
+from serve_app.engine.conditions import Conditions
+from serve_app.engine.messages import WorkingBlock
+from serve_app.engine.rollout import ClipNoise, Rollout, RolloutPlan, drawn_distance
+from serve_app.engine.sampler import begin_blocks, denoise
+from serve_app.model.checkpoint import Placement
 from serve_app.model.dit import CausalDiT
 from serve_app.model.flow_match import euler_schedule
+from serve_app.model.full_checkpoint import FullCheckpoint
 from serve_app.model.speech_encoder import SpeechFeatures
 from serve_app.planning.geometry import Size, Timeline
 
@@ -29,17 +33,53 @@ def test_the_distance_is_a_function_of_seed_block_and_step() -> None:
     assert any(drawn_distance(420)(block, 0) != drawn_distance(420)(block, 1) for block in range(10))
 
 
-@pytest.fixture(scope="module", name="networks")
-def _networks(small_checkpoint: Path) -> tuple[CausalDiT, Conditions]:
-    folder = Checkpoint(small_checkpoint)
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What rollouts of one video share."""
+
+    dit: CausalDiT
+    conditions: Conditions
+    voice: SpeechFeatures
+
+    def rollout(self, plan: RolloutPlan, *, steps: range) -> Rollout:
+        return Rollout(self.dit, self.conditions, plan, steps=steps)
+
+    def sample(self, plan: RolloutPlan, *, owners: list[range]) -> list[Tensor]:
+        """Returns the latents of every block, made by stages that own these steps, chained in this process."""
+        control = Unattended(lambda: False)
+        messages = begin_blocks(self.conditions, self.voice, plan, control, torch.device("cpu"))
+        last = LocalReturn()
+        for steps in owners:
+            messages = denoise(messages, self.dit, plan, steps=steps, references=last, control=control)
+        return [message.latents for message in messages if isinstance(message, WorkingBlock)]
+
+
+class LocalReturn:
+    """The new reference where all stages are in one process: what left the last stage most recently."""
+
+    def __init__(self) -> None:
+        self._reference: Tensor | None = None
+
+    def block_0_passed(self, latents_CTHW: Tensor) -> None:  # noqa: N803
+        self._reference = latents_CTHW[:, :1]
+
+    def take(self) -> Tensor:
+        assert self._reference is not None
+        return self._reference
+
+    def settle(self) -> None:
+        """Nothing is under way."""
+
+
+@pytest.fixture(scope="module", name="setting")
+def _setting(small_checkpoint: Path) -> Setting:
+    folder = FullCheckpoint(small_checkpoint)
     generator = torch.Generator().manual_seed(0)
     speech = torch.rand(30_000, generator=generator) - 0.5
     conditions = Conditions(
-        text=torch.randn(5, 16, generator=generator),
-        motion=torch.randn(16, 19, 8, 8, generator=generator),
-        speech=SpeechFeatures(folder.speech_encoder().load(CPU), speech),
+        text=torch.randn(5, 16, generator=generator), motion=torch.randn(16, 19, 8, 8, generator=generator)
     )
-    return folder.dit().load(CPU), conditions
+    return Setting(folder.dit().load(CPU), conditions, voice=SpeechFeatures(folder.speech_encoder().load(CPU), speech))
 
 
 def a_plan(*, seed: int = 5, frames: int = 60) -> RolloutPlan:
@@ -53,53 +93,42 @@ def a_plan(*, seed: int = 5, frames: int = 60) -> RolloutPlan:
     )
 
 
-def test_noise_is_the_clips_noise_cut_into_blocks(networks: tuple[CausalDiT, Conditions]) -> None:
-    rollout = Rollout(*networks, a_plan(seed=5), steps=range(0))
-    blocks = list(rollout.plan.timeline.blocks())
+def test_noise_is_the_clips_noise_cut_into_blocks() -> None:
+    noise = ClipNoise(a_plan(seed=5), num_channels=16)
+    blocks = list(a_plan().timeline.blocks())
     clip_1 = torch.randn((16, 6, 8, 8), generator=torch.Generator().manual_seed(5 + 1))
-    assert torch.equal(torch.cat([rollout.noise(blocks[2]), rollout.noise(blocks[3])], dim=1), clip_1)
+    assert torch.equal(torch.cat([noise.of(blocks[2]), noise.of(blocks[3])], dim=1), clip_1)
 
 
 @torch.inference_mode()
-def test_owners_of_single_steps_make_together_what_one_makes_alone(networks: tuple[CausalDiT, Conditions]) -> None:
-    alone = [latents for _, latents in sample(Rollout(*networks, a_plan(), steps=range(3)))]
-    owners = [Rollout(*networks, a_plan(), steps=range(step, step + 1)) for step in range(3)]
-    together: list[Tensor] = []
-    for block in a_plan().timeline.blocks():
-        latents = owners[0].noise(block)
-        for step, owner in enumerate(owners):
-            latents = owner.denoise(latents, block, step)
-        for owner in owners:
-            owner.finished(latents, block)
-        together.append(latents)
+def test_owners_of_single_steps_make_together_what_one_makes_alone(setting: Setting) -> None:
+    alone = setting.sample(a_plan(), owners=[range(3)])
+    together = setting.sample(a_plan(), owners=[range(step, step + 1) for step in range(3)])
+    assert len(alone) == 5
     assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
 
 
 @torch.inference_mode()
-def test_the_portrait_is_replaced_once_after_the_first_clip(
-    networks: tuple[CausalDiT, Conditions], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    dit, conditions = networks
+def test_the_portrait_is_replaced_once_after_the_first_clip(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     references: list[Tensor] = []
-    prefill = dit.prefill_sink
+    prefill = setting.dit.prefill_sink
 
     def recorded(reference: Tensor, *arguments: object, **options: object) -> object:
         references.append(reference)
         return prefill(reference, *arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(dit, "prefill_sink", recorded)
-    latents = [latents for _, latents in sample(Rollout(dit, conditions, a_plan(frames=84), steps=range(3)))]
+    monkeypatch.setattr(setting.dit, "prefill_sink", recorded)
+    latents = setting.sample(a_plan(frames=84), owners=[range(3)])
     assert len(references) == 2
-    assert torch.equal(references[0], conditions.reference)
+    assert torch.equal(references[0], setting.conditions.reference)
     assert torch.equal(references[1], latents[0][:, :1])
 
 
 @torch.inference_mode()
-def test_a_position_past_45_000_latent_frames_works(networks: tuple[CausalDiT, Conditions]) -> None:
+def test_a_position_past_45_000_latent_frames_works(setting: Setting) -> None:
     plan = a_plan(frames=200_000)
-    rollout = Rollout(*networks, plan, steps=range(1))
-    first = rollout.plan.timeline.position(0)
-    rollout.finished(rollout.noise(first), first)
+    rollout = setting.rollout(plan, steps=range(1))
     block = plan.timeline.position(15_001)
     assert block.first_latent_frame > 45_000
-    assert torch.isfinite(rollout.denoise(rollout.noise(block), block, 0)).all()
+    rollout.begin(block, torch.zeros(1, 25, 16, 12))
+    assert torch.isfinite(rollout.denoise(ClipNoise(plan, num_channels=16).of(block), 0)).all()

@@ -16,11 +16,10 @@ from serve_app.model.checkpoint import (
     DIT_CONFIG,
     DIT_STEM,
     LORA_FILE,
-    TEXT_ENCODER_FILE,
     VAE_FILE,
-    Checkpoint,
     Placement,
 )
+from serve_app.model.full_checkpoint import TEXT_ENCODER_FILE, FullCheckpoint
 from serve_app.model.lora import SCALE
 from serve_app.model.tensor_files import read_tensors
 
@@ -36,13 +35,13 @@ def _folder(small_checkpoint: Path, tmp_path: Path) -> Path:
 
 def test_every_network_loads_in_the_wanted_dtype(small_checkpoint: Path) -> None:
     bfloat16 = Placement(torch.device("cpu"), torch.bfloat16)
-    for find in Checkpoint(small_checkpoint).networks().values():
+    for find in FullCheckpoint(small_checkpoint).networks().values():
         dtypes = {parameter.dtype for parameter in find().load(bfloat16).parameters()}
         assert dtypes == {torch.bfloat16}
 
 
 def test_the_lora_is_merged_into_the_weights(folder: Path) -> None:
-    merged = Checkpoint(folder).dit().load(CPU).state_dict()
+    merged = FullCheckpoint(folder).dit().load(CPU).state_dict()
     adapters = load_file(folder / LORA_FILE)
     base = dict(read_tensors(folder / BASE_FOLDER / f"{DIT_STEM}.safetensors"))
     name = "blocks.1.self_attn.q"
@@ -54,19 +53,19 @@ def test_the_lora_is_merged_into_the_weights(folder: Path) -> None:
 def test_a_missing_lora_is_an_error_not_a_broken_picture(folder: Path) -> None:
     (folder / LORA_FILE).unlink()
     with pytest.raises(CheckpointError, match=r"liveavatar\.safetensors is missing"):
-        Checkpoint(folder).dit().load(CPU)
+        FullCheckpoint(folder).dit().load(CPU)
 
 
 def test_a_single_file_without_an_index_loads_too(folder: Path) -> None:
     base = folder / BASE_FOLDER
-    expected = Checkpoint(folder).dit().load(CPU).state_dict()
+    expected = FullCheckpoint(folder).dit().load(CPU).state_dict()
     tensors = {}
     for shard in sorted(base.glob(f"{DIT_STEM}-*.safetensors")):
         tensors |= load_file(shard)
         shard.unlink()
     (base / f"{DIT_STEM}.safetensors.index.json").unlink()
     save_file(tensors, base / f"{DIT_STEM}.safetensors")
-    found = Checkpoint(folder).dit().load(CPU).state_dict()
+    found = FullCheckpoint(folder).dit().load(CPU).state_dict()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
@@ -79,7 +78,7 @@ def test_names_every_missing_extra_and_misshapen_tensor(folder: Path) -> None:
     tensors["blocks.99.extra"] = torch.zeros(1)
     save_file(tensors, shard)
     with pytest.raises(CheckpointError) as caught:
-        Checkpoint(folder).dit().load(CPU)
+        FullCheckpoint(folder).dit().load(CPU)
     message = str(caught.value)
     assert f"missing {missing}" in message
     assert f"{misshapen} has shape [3, 5]" in message
@@ -103,12 +102,12 @@ def test_a_lost_or_damaged_file_is_named(folder: Path, file: str, role: str, dam
     else:
         path.write_bytes(path.read_bytes()[:1000] if damage == "cut" else b"<html>404 not found</html>")
     with pytest.raises(CheckpointError, match=path.name):
-        Checkpoint(folder).networks()[role]().load(CPU)
+        FullCheckpoint(folder).networks()[role]().load(CPU)
 
 
 def test_a_folder_that_is_no_checkpoint_says_what_one_holds(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=BASE_FOLDER):
-        Checkpoint(tmp_path)
+        FullCheckpoint(tmp_path)
 
 
 @pytest.mark.parametrize(("name", "value"), [("enable_motioner", True), ("patch_size", [1, 4, 4])])
@@ -116,7 +115,7 @@ def test_another_kind_of_transformer_is_refused(folder: Path, name: str, value: 
     path = folder / BASE_FOLDER / DIT_CONFIG
     path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
     with pytest.raises(CheckpointError, match=name):
-        Checkpoint(folder).dit().load(CPU)
+        FullCheckpoint(folder).dit().load(CPU)
 
 
 def test_a_pickle_that_runs_code_is_refused(folder: Path) -> None:
@@ -124,4 +123,4 @@ def test_a_pickle_that_runs_code_is_refused(folder: Path) -> None:
     path = folder / BASE_FOLDER / VAE_FILE
     torch.save({"conv1.weight": Path}, path)
     with pytest.raises(CheckpointError, match=VAE_FILE):
-        Checkpoint(folder).vae().load(CPU)
+        FullCheckpoint(folder).vae().load(CPU)

@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from serve_app.errors import CheckpointError, OutputError
-from serve_app.model.checkpoint import BASE_FOLDER, DIT_CONFIG, DIT_STEM, LORA_FILE, VAE_FILE, Checkpoint, Placement
+from serve_app.model.checkpoint import BASE_FOLDER, DIT_CONFIG, DIT_STEM, LORA_FILE, VAE_FILE, Placement
 from serve_app.model.config import ModelSizes, TextEncoderConfig, VAEConfig
 from serve_app.model.convert import convert
-from serve_app.model.tiny import write_checkpoint
+from serve_app.model.full_checkpoint import FullCheckpoint
+from serve_app.model.random_checkpoint import write_checkpoint
 from serve_app.model.verify import verify
 
 BFLOAT16 = Placement(torch.device("cpu"), torch.bfloat16)
@@ -47,7 +48,7 @@ def _twentieth(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_converted_folder_loads_the_same_weights(twentieth: Path, tmp_path: Path) -> None:
     target, told = tmp_path / "out" / "ckpt", list[str]()
     convert(twentieth, target, dtype="bfloat16", on_network=told.append)
-    before, after = Checkpoint(twentieth).networks(), Checkpoint(target).networks()
+    before, after = FullCheckpoint(twentieth).networks(), FullCheckpoint(target).networks()
     assert told == list(before)
     for role, find in before.items():
         expected = find().load(BFLOAT16).state_dict()
@@ -55,7 +56,7 @@ def test_a_converted_folder_loads_the_same_weights(twentieth: Path, tmp_path: Pa
         assert all(torch.equal(found[name], expected[name]) for name in expected), role
     assert not (target / LORA_FILE).exists()
     assert not list(target.rglob("*.pth"))
-    assert Checkpoint(target).tokenizer(16)("green")[-1] == 1
+    assert FullCheckpoint(target).tokenizer(16)("green")[-1] == 1
 
 
 def test_a_lora_beside_merged_weights_is_refused(twentieth: Path, tmp_path: Path) -> None:
@@ -64,7 +65,7 @@ def test_a_lora_beside_merged_weights_is_refused(twentieth: Path, tmp_path: Path
     (target / LORA_FILE).parent.mkdir()
     (target / LORA_FILE).write_bytes((twentieth / LORA_FILE).read_bytes())
     with pytest.raises(CheckpointError, match="second time"):
-        Checkpoint(target).dit().load(BFLOAT16)
+        FullCheckpoint(target).dit().load(BFLOAT16)
 
 
 def test_float32_keeps_every_digit_of_the_merge(twentieth: Path, tmp_path: Path) -> None:
@@ -72,7 +73,7 @@ def test_float32_keeps_every_digit_of_the_merge(twentieth: Path, tmp_path: Path)
     config = json.loads((tmp_path / "ckpt" / BASE_FOLDER / DIT_CONFIG).read_text())
     assert config["lora_merged"] is True
     float32 = Placement(torch.device("cpu"), torch.float32)
-    expected = Checkpoint(twentieth).dit().load(float32).state_dict()
+    expected = FullCheckpoint(twentieth).dit().load(float32).state_dict()
     found = load_file(tmp_path / "ckpt" / BASE_FOLDER / f"{DIT_STEM}.safetensors")
     assert {tensor.dtype for tensor in found.values()} == {torch.float32}
     assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -82,8 +83,9 @@ MEASURED = """
 import re, sys, threading
 from pathlib import Path
 import torch
-from serve_app.model.checkpoint import Checkpoint, Placement
+from serve_app.model.checkpoint import Placement
 from serve_app.model.convert import convert
+from serve_app.model.full_checkpoint import FullCheckpoint
 
 def private_bytes():
     status = Path("/proc/self/status").read_text()
@@ -127,9 +129,9 @@ def test_converting_needs_less_memory_than_one_shard(twentieth: Path, tmp_path: 
 
 
 def test_loading_never_holds_the_model_twice(twentieth: Path, tmp_path: Path) -> None:
-    dit = Checkpoint(twentieth).dit().module
+    dit = FullCheckpoint(twentieth).dit().module
     model = 4 * sum(parameter.numel() for parameter in dit.parameters())
-    work = "loaded = Checkpoint(source).dit().load(Placement(torch.device('cpu'), torch.float32))"
+    work = "loaded = FullCheckpoint(source).dit().load(Placement(torch.device('cpu'), torch.float32))"
     # Seen: 1.32 at this size, where libraries weigh as well; twice the model would be 2.
     assert model < peak_private_bytes(work, twentieth, tmp_path) < 1.5 * model
 
@@ -164,7 +166,7 @@ def test_verify_counts_what_is_there(small_checkpoint: Path) -> None:
     reports = {report.role: report for report in verify(small_checkpoint)}
     assert set(reports) == {"dit", "text_encoder", "speech_encoder", "vae", "tokenizer"}
     assert all(not report.problem for report in reports.values())
-    dit = Checkpoint(small_checkpoint).dit().module
+    dit = FullCheckpoint(small_checkpoint).dit().module
     assert reports["dit"].num_parameters == sum(parameter.numel() for parameter in dit.parameters())
 
 

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from transformers import Wav2Vec2Config
 
-from serve_app.model.config import DiTConfig, ModelSizes, TextEncoderConfig, VAEConfig, speech_config
+from serve_app.model.config import DiTConfig, ModelSizes, TextEncoderConfig, VAEConfig
 from serve_app.model.dit import CausalDiT
 from serve_app.model.lora import adapted_linears
-from serve_app.model.speech_encoder import SpeechEncoder, to_transformers_names
+from serve_app.model.speech_encoder import SpeechEncoder, speech_config, to_transformers_names
 from serve_app.model.text_encoder import TextEncoder, published_name
 from serve_app.model.vae import VideoVAE
 

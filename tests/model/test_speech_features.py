@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from serve_app.model.checkpoint import Checkpoint, Placement
+from serve_app.model.checkpoint import Placement
+from serve_app.model.full_checkpoint import FullCheckpoint
 from serve_app.model.speech_encoder import SAMPLE_RATE, SpeechEncoder, SpeechFeatures
 
 
 @pytest.fixture(scope="module", name="encoder")
 def _encoder(small_checkpoint: Path) -> SpeechEncoder:
-    return Checkpoint(small_checkpoint).speech_encoder().load(Placement(torch.device("cpu"), torch.float32))
+    return FullCheckpoint(small_checkpoint).speech_encoder().load(Placement(torch.device("cpu"), torch.float32))
 
 
 def a_speech(seconds: float) -> torch.Tensor:

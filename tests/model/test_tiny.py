@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from serve_app.errors import OutputError
-from serve_app.model import tiny
-from serve_app.model.checkpoint import Checkpoint
-from serve_app.model.tiny import tiny_checkpoint
+from serve_app.model import random_checkpoint
+from serve_app.model.full_checkpoint import FullCheckpoint
+from serve_app.model.tiny import TINY, tiny_checkpoint
 
 TIMEOUT_S = 120
 
@@ -46,16 +46,16 @@ def test_a_failure_leaves_no_half_folder(tmp_path: Path, monkeypatch: pytest.Mon
     def fail(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(tiny, "_write_tokenizer", fail)
+    monkeypatch.setattr(random_checkpoint, "_write_tokenizer", fail)
     with pytest.raises(OutputError, match=r"no space.*XDG_CACHE_HOME"):
         tiny_checkpoint(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_its_tokenizer_ends_prompts_and_knows_no_limits_but_the_length(tmp_path: Path) -> None:
-    tokenize = Checkpoint(tiny_checkpoint(tmp_path)).tokenizer(text_len=16)
+    tokenize = FullCheckpoint(tiny_checkpoint(tmp_path)).tokenizer(text_len=16)
     ids = tokenize("a friendly woman in a green sweater")
     assert ids[-1] == 1
     assert len(tokenize("word " * 100)) == 16
     assert tokenize("word " * 100)[-1] == 1
-    assert tokenize("\N{GRINNING FACE} ü 漢字").max() < tiny.TINY.text.vocab
+    assert tokenize("\N{GRINNING FACE} ü 漢字").max() < TINY.text.vocab

@@ -14,10 +14,15 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 from transformers import Wav2Vec2Config
 
-from serve_app.engine.conditioning import MOTION_FRAMES, Conditions
-from serve_app.engine.decoding import PRIMING_LATENTS, FrameDecoder
-from serve_app.engine.rollout import Rollout, RolloutPlan
-from serve_app.engine.sampler import sample
+from ray_cluster.program import Seat, Unattended
+from serve_app.distributed.mesh import Mesh
+from serve_app.distributed.timestep_pipeline import ReferenceReturn
+from serve_app.engine.conditioning import MOTION_FRAMES
+from serve_app.engine.conditions import Conditions
+from serve_app.engine.decoding import PRIMING_LATENTS
+from serve_app.engine.messages import WorkingBlock
+from serve_app.engine.rollout import ClipNoise, RolloutPlan
+from serve_app.engine.sampler import begin_blocks, decode, denoise
 from serve_app.media.image import fit_portrait
 from serve_app.model.checkpoint import fill
 from serve_app.model.config import DiTConfig, VAEConfig
@@ -26,6 +31,7 @@ from serve_app.model.flow_match import euler_schedule
 from serve_app.model.speech_encoder import SpeechEncoder, SpeechFeatures, to_transformers_names
 from serve_app.model.vae import VideoVAE
 from serve_app.planning.geometry import FRAMES_PER_LATENT, Size, Timeline, area_size
+from serve_app.planning.layout import ParallelLayout
 from tests.parity.golden import CPU_FLOAT32, cases, largest_error, load
 
 LATENT_TOLERANCE = 1.5e-5
@@ -62,12 +68,10 @@ class Setting:
         image = self.inputs.tensors["image_u8"].numpy()
         portrait = torch.from_numpy(fit_portrait(image, size=self.size, fit="area"))
         still = (portrait.permute(2, 0, 1).float() / 127.5 - 1)[:, None].expand(-1, MOTION_FRAMES, -1, -1)
-        speech = self.inputs.tensors["audio_pcm_s16"].float() / 32768
-        return Conditions(
-            text=self.inputs.tensors["context"],
-            motion=self.vae.encode(still),
-            speech=SpeechFeatures(self.speech_encoder, speech),
-        )
+        return Conditions(text=self.inputs.tensors["context"], motion=self.vae.encode(still))
+
+    def voice(self) -> SpeechFeatures:
+        return SpeechFeatures(self.speech_encoder, self.inputs.tensors["audio_pcm_s16"].float() / 32768)
 
     def plan(self) -> RolloutPlan:
         spec = self.golden.spec
@@ -97,18 +101,21 @@ def test_latents_and_video_match_the_reference(path: Path, record_property: Any)
 
 
 def _render(setting: Setting, conditions: Conditions) -> tuple[Tensor, Tensor]:
-    plan = setting.plan()
-    rollout = Rollout(setting.dit, conditions, plan, steps=plan.schedule.steps)
-    decoder = FrameDecoder(setting.vae, conditions.motion)
-    blocks = [(latents, decoder.decode(latents, block)) for block, latents in sample(rollout)]
-    return torch.cat([latents for latents, _ in blocks], dim=1), torch.cat([video for _, video in blocks], dim=1)
+    plan, control = setting.plan(), Unattended(lambda: False)
+    alone = Mesh(ParallelLayout(), Seat(rank=0, num_ranks=1, rendezvous=""), store=None, timeout_s=1)
+    begun = begin_blocks(conditions, setting.voice(), plan, control, alone.device)
+    returns = ReferenceReturn(alone, timeout_s=1)
+    denoised = list(denoise(begun, setting.dit, plan, steps=plan.schedule.steps, references=returns, control=control))
+    latents = [message.latents for message in denoised if isinstance(message, WorkingBlock)]
+    video = [frames for _, frames, _ in decode(iter(denoised), setting.vae, control)]
+    return torch.cat(latents, dim=1), torch.cat(video, dim=1)
 
 
 def _noise_errors(setting: Setting, conditions: Conditions) -> dict[str, tuple[float, float]]:
-    rollout = Rollout(setting.dit, conditions, setting.plan(), steps=range(0))
+    noise = ClipNoise(setting.plan(), num_channels=conditions.motion.shape[0])
     clips: dict[int, list[Tensor]] = defaultdict(list)
     for block in setting.timeline.blocks():
-        clips[block.clip].append(rollout.noise(block))
+        clips[block.clip].append(noise.of(block))
     stored = setting.inputs.tensors
     errors = [
         largest_error(torch.cat(blocks, dim=1), stored[f"clip{clip}.noise"])
@@ -123,7 +130,7 @@ def _condition_errors(setting: Setting, conditions: Conditions) -> dict[str, tup
     image_h, image_w, _ = inputs.tensors["image_u8"].shape
     assert area_size(Size(image_w, image_h), inputs.spec["max_area"]) == setting.size
     frames = range(setting.timeline.num_frames)
-    audio = conditions.speech.frames(frames)
+    audio = setting.voice().frames(frames)
     return {
         "audio": (largest_error(audio, inputs.tensors["audio_emb"][..., : len(frames)]), AUDIO_TOLERANCE),
         "reference": (largest_error(conditions.reference[None], expected["ref_latents0"]), LATENT_TOLERANCE),

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serve_app.errors import CheckpointError
+from ray_cluster.program import RunControl, Seat
+from serve_app.errors import CheckpointError, RenderCancelledError
 from serve_app.planning.geometry import Timeline
 from serve_app.rendering import frames as frames_module
 from serve_app.rendering.frames import InProcessSource, in_file_time
@@ -61,8 +62,11 @@ class CountedProgram:
     def __init__(self, **arguments: object) -> None:
         self.loaded.append(arguments)
 
-    def run(self, task: RenderTask, *, is_cancelled: object) -> Iterator[FrameBlock]:  # noqa: ARG002
-        return numbered_blocks(task.timeline.num_blocks)
+    def start(self, seat: Seat) -> None:
+        assert seat.num_ranks == 1
+
+    def run(self, task: RenderTask, control: RunControl) -> Iterator[FrameBlock]:
+        return numbered_blocks(0 if control.is_cancelled() else task.timeline.num_blocks)
 
 
 def a_task() -> RenderTask:
@@ -88,6 +92,16 @@ def test_the_networks_are_loaded_for_the_first_task_and_kept_for_the_next(
         blocks = list(source.frames(a_task(), is_cancelled=lambda: False))
         assert [block.index for block in blocks] == [0, 1, 2]
     assert CountedProgram.loaded == [{"checkpoint": "tiny", "cache_dir": tmp_path}]
+
+
+def test_a_video_that_ends_early_because_it_should_counts_as_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CountedProgram, "loaded", [], raising=False)
+    monkeypatch.setattr(frames_module, "PROGRAM", f"{__name__}:CountedProgram")
+    blocks = InProcessSource(checkpoint="tiny", cache_dir=tmp_path).frames(a_task(), is_cancelled=lambda: True)
+    with pytest.raises(RenderCancelledError):
+        list(blocks)
 
 
 def test_a_checkpoint_that_is_not_there_is_named_when_the_first_frame_is_asked_for(tmp_path: Path) -> None:
