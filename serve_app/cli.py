@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import re
 import signal
 import sys
@@ -15,6 +16,7 @@ from typing import Never
 
 from tqdm import tqdm
 
+from serve_app.doctor.examination import Question, as_json, as_table, examine, is_healthy
 from serve_app.errors import AvatarError, InvalidRequestError, did_you_mean
 from serve_app.rendering.frames import InProcessSource
 from serve_app.rendering.import_path import import_object
@@ -61,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_convert(commands.add_parser("convert", help="merge and cast a checkpoint folder", allow_abbrev=False))
     checkpoint = commands.add_parser("checkpoint", help="look after checkpoint folders").add_subparsers(required=True)
     _add_verify(checkpoint.add_parser("verify", help="read every tensor and name what is wrong", allow_abbrev=False))
+    _add_doctor(commands.add_parser("doctor", help="look whether this machine is fit to render", allow_abbrev=False))
     return parser
 
 
@@ -128,6 +131,13 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_verify, parser=parser)
 
 
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", type=Path, help="also look at this checkpoint folder")
+    parser.add_argument("--port", type=int, nargs="+", default=[], metavar="N", help="ports that must be free")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.set_defaults(run=_doctor, parser=parser)
+
+
 def _render(options: argparse.Namespace) -> int:
     config = AppConfig()
     defaults = {"size": TINY_SIZE} if options.checkpoint == TINY_CHECKPOINT else {}
@@ -187,6 +197,16 @@ def _verify(options: argparse.Namespace) -> int:
         found = f"{report.num_tensors} tensors, {report.num_parameters} parameters"
         print(f"{report.role:<16}{report.problem or f'ok, {found}'}")
     return 0 if is_sound else 1
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    """Prints what every check of this machine found; exit code 1 when one found a problem."""
+    cache_dir = AppConfig().cache_dir
+    findings = examine(
+        Question(output_dir=Path(), cache_dir=cache_dir, ports=options.port, checkpoint=options.checkpoint)
+    )
+    print(json.dumps(as_json(findings), indent=2) if options.json else as_table(findings))
+    return 0 if is_healthy(findings) else 1
 
 
 class _ProgressBar:

@@ -55,6 +55,11 @@ TROUBLES = (
         "GPU; `live-avatar doctor` compares them",
     ),
     Trouble(
+        "a GPU that failed",
+        r"GPU is lost|fallen off the bus|uncorrectable ECC|NVRM: Xid",
+        "restart the machine; when it happens again, the card, its power or its cooling is at fault",
+    ),
+    Trouble(
         "collective time-out",
         r"Watchdog caught collective operation timeout|Timed out waiting \d+ms for (recv|send) operation"
         r"|collective.{0,40}timed? ?out",

@@ -8,7 +8,6 @@ Tokens are padded with zeros to a multiple of the ranks, and the padding never r
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,8 +21,6 @@ from serve_app.model.dit import Trunk
 from serve_app.model.kv_cache import KeyValueMemory
 from serve_app.model.layers import AttentionCore, KeyValues, TimeEmbedding
 from serve_app.model.rope import RopeTable
-
-_Collective = Callable[..., object]
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,20 +83,23 @@ class Ulysses:
 
     def _joined(self, x_BSC: Tensor, rope: SharedRope) -> Tensor:
         """Returns the whole sequence [1, L, C] of every rank's tokens [1, S, C]."""
-        parts_RSC = self._exchanged(distributed.all_gather_into_tensor, x_BSC, copies=self._axis.size)
-        return self._in_order(parts_RSC.unflatten(1, (rope.frames, -1)), rope)[None]
+        own = x_BSC[0].contiguous()
+        parts = [torch.empty_like(own) for _ in range(self._axis.size)]
+        distributed.all_gather(parts, own, group=self._axis.group)
+        self._traffic.add("ulysses", own.nbytes * (self._axis.size - 1))
+        return self._in_order(torch.stack(parts).unflatten(1, (rope.frames, -1)), rope)[None]
 
     def _all_tokens(self, x_NSHD: Tensor, rope: SharedRope) -> Tensor:
         """Trades heads for tokens: [N, S, H, D] of this rank's tokens -> [N, L, h, D] of this rank's heads."""
         by_owner = x_NSHD.unflatten(2, (self._axis.size, -1)).permute(2, 1, 0, 3, 4)  # [R, S, N, h, D]
-        from_ranks = self._exchanged(distributed.all_to_all_single, by_owner)
+        from_ranks = self._exchanged(by_owner)
         return self._in_order(from_ranks.unflatten(1, (rope.frames, -1)), rope).transpose(0, 1)
 
     def _all_heads(self, out_BLHD: Tensor, rope: SharedRope) -> Tensor:
         """Trades tokens for heads: [1, L, h, D] of this rank's heads -> [1, S, H, D] of this rank's tokens."""
         out_FThD = self._padded(out_BLHD.unflatten(1, (rope.frames, -1)))[0]
         by_owner = torch.stack(out_FThD.chunk(self._axis.size, dim=1)).flatten(1, 2)  # [R, S, h, D]
-        from_ranks = self._exchanged(distributed.all_to_all_single, by_owner)
+        from_ranks = self._exchanged(by_owner)
         return from_ranks.permute(1, 0, 2, 3).flatten(1, 2)[None]
 
     def _padded(self, x_BFT: Tensor) -> Tensor:
@@ -112,12 +112,10 @@ class Ulysses:
         """Returns [L, ...] of [R, F, tokens, ...]: every frame's parts side by side, without their padding."""
         return x_RFT.transpose(0, 1).flatten(1, 2)[:, : rope.tokens_per_frame].flatten(0, 1)
 
-    def _exchanged(self, collective: _Collective, x: Tensor, *, copies: int = 1) -> Tensor:
-        """Returns what the collective brings, [R, ...], and counts what it sends."""
-        sent = x.contiguous()
-        shape = (copies, *sent.shape[1:]) if copies > 1 else sent.shape
-        received = torch.empty(shape, dtype=sent.dtype, device=sent.device)
-        collective(received, sent, group=self._axis.group)
-        others = self._axis.size - 1
-        self._traffic.add("ulysses", sent.nbytes * others // (1 if copies > 1 else self._axis.size))
+    def _exchanged(self, by_owner: Tensor) -> Tensor:
+        """Hands every rank its part of [R, ...] and returns what this rank is handed by each: [R, ...]."""
+        sent = by_owner.contiguous()
+        received = torch.empty_like(sent)
+        distributed.all_to_all_single(received, sent, group=self._axis.group)
+        self._traffic.add("ulysses", sent.nbytes // self._axis.size * (self._axis.size - 1))
         return received

@@ -67,10 +67,11 @@ def received(upstream: Receiver, timeline: Timeline, *, first_s: float, later_s:
 
 
 def _unpacked(packet: Packet, timeline: Timeline) -> Message:
-    match packet:
-        case Packet(kind=_OPENING, tensors=(text, motion)):
-            return Opening(Conditions(text=text, motion=motion))
-        case Packet(kind=_BLOCK, tensors=(latents, *voice)):
-            return WorkingBlock(timeline.position(packet.index), latents, voice[0] if voice else None)
-        case _:
-            return Pause()
+    if packet.kind == _OPENING:
+        text, motion = packet.tensors
+        return Opening(Conditions(text=text, motion=motion))
+    if packet.kind == _BLOCK:
+        latents, *voice = packet.tensors
+        return WorkingBlock(timeline.position(packet.index), latents, voice[0] if voice else None)
+    assert packet.kind == _PAUSE, f"message of unknown kind {packet.kind}"
+    return Pause()
