@@ -67,7 +67,7 @@ def check_host_name(name: str) -> Finding:
     return Finding("host name", Status.OK, f"{name} is {', '.join(str(address[4][0]) for address in found)}")
 
 
-def _is_own(family: socket.AddressFamily, address: object) -> bool:
+def _is_own(family: socket.AddressFamily, address: tuple[str | int, ...]) -> bool:
     try:
         with socket.socket(family) as listener:
             listener.bind(address)

@@ -52,6 +52,11 @@ PRINTED = {
         "Failed to initialize NVML: Driver/library version mismatch",
         "RuntimeError: CUDA error: no kernel image is available for execution on the device",
     ],
+    "a GPU that failed": [
+        "pynvml.NVMLError_GpuIsLost: GPU is lost",
+        "NVRM: Xid (PCI:0000:3b:00): 79, pid=4711, GPU has fallen off the bus.",
+        "RuntimeError: CUDA error: uncorrectable ECC error encountered",
+    ],
     "collective time-out": [
         "[rank1]:[E1121 10:00:00.000000000 ProcessGroupNCCL.cpp:685] [Rank 1] Watchdog caught collective operation "
         "timeout: WorkNCCL(SeqNum=12, OpType=ALLREDUCE, NumelIn=1, NumelOut=1, Timeout(ms)=600000) ran for 600026 "
