@@ -55,8 +55,8 @@ def check_gpu_memory(open_gpus: OpenGpus) -> Finding:
     if not held:
         return Finding("gpu memory", Status.OK, "nobody holds any")
     named = {(process.gpu_index, process.pid): process.used_bytes for process in processes}
-    pids = sorted({pid for _, pid in named})
-    seen = f"if they are left over from a crash: kill -9 {' '.join(map(str, pids))}" if pids else ""
+    pids = " ".join(map(str, sorted({pid for _, pid in named})))
+    seen = f"ps -fp '{pids}' shows them; what a crash left behind: kill -9 {pids}" if pids else ""
     unseen = "look outside this container, or on the host: nvidia-smi"
     return Finding("gpu memory", Status.WARNING, "; ".join(_held(gpu, named) for gpu in held), seen or unseen)
 

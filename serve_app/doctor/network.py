@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from typing import Any
 
 from serve_app.doctor.finding import Finding, Status
 
@@ -67,7 +68,7 @@ def check_host_name(name: str) -> Finding:
     return Finding("host name", Status.OK, f"{name} is {', '.join(str(address[4][0]) for address in found)}")
 
 
-def _is_own(family: socket.AddressFamily, address: tuple[str | int, ...]) -> bool:
+def _is_own(family: socket.AddressFamily, address: tuple[Any, ...]) -> bool:
     try:
         with socket.socket(family) as listener:
             listener.bind(address)

@@ -12,6 +12,7 @@ import pytest
 from serve_app.cli import build_parser
 from serve_app.schemas.presets import PRESETS
 from serve_app.schemas.request import complete
+from serve_app.troubleshooting import TROUBLES, remedy_for
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -67,6 +68,17 @@ def test_the_preset_table_tells_every_preset_as_it_is() -> None:
             preset.description,
         ]
         for preset in PRESETS.values()
+    }
+
+
+def test_every_message_of_the_table_of_troubles_is_known() -> None:
+    symptoms = re.findall(r"^\| (`.*?`) \|", section("When something goes wrong"), flags=re.MULTILINE)
+    messages = [message for symptom in symptoms for message in re.findall(r"`([^`]+)`", symptom)]
+    assert [message for message in messages if remedy_for(message) is None] == []
+    told = {remedy_for(message) for message in messages}
+    assert {trouble.cause for trouble in TROUBLES if trouble.remedy not in told} == {
+        "a GPU that failed",
+        "a process of the run died",
     }
 
 

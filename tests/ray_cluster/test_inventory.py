@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -52,18 +49,6 @@ KINDS = {
 }
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """A Ray of this module alone: one node."""
-    folder = tempfile.mkdtemp(prefix="inv-", dir="/tmp")  # short: paths of unix sockets end at 107 characters
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("RAY_AUTH_MODE", "disabled")
-        ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
-        yield
-        ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
-
-
 @pytest.mark.parametrize(("product_name", "kind"), KINDS.items())
 def test_a_gpu_has_a_short_name(product_name: str, kind: str) -> None:
     assert gpu_kind(product_name) == kind
@@ -78,7 +63,7 @@ def test_the_gpus_of_this_machine_are_told_without_ray(monkeypatch: pytest.Monke
 
 @pytest.mark.usefixtures("cluster")
 def test_every_node_is_measured_even_when_it_is_full() -> None:
-    group = placement_group([{"CPU": 1}])
+    group = placement_group([{"CPU": ray.cluster_resources()["CPU"]}])
     assert group.wait(TIMEOUT_S)
     found = cluster_inventory(timeout_s=TIMEOUT_S)
     remove_placement_group(group)
