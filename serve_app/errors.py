@@ -83,6 +83,12 @@ class RankError(AvatarError):
     code = "rank_failed"
 
 
+class GangFailedError(AvatarError):
+    """The ranks that shared a video failed, or found no place; nothing of the video is kept."""
+
+    code = "gang_failed"
+
+
 class RenderCancelledError(AvatarError):
     """A render was stopped on request, at a block border."""
 

@@ -21,6 +21,12 @@ IsCancelled = Callable[[], bool]
 PROGRAM = "serve_app.engine.rank_program:AvatarProgram"
 """Loaded by import path, so that torch enters only the process that computes."""
 
+SHARED_CORES = {"GOMP_SPINCOUNT": "20000"}
+"""Lets waiting compute threads sleep soon: by default they spin, and starve each other on a busy machine.
+
+Measured on 2 cores beside two busy processes: a block of the tiny model takes half the time; alone it takes the same.
+"""
+
 
 class FrameSource(Protocol):
     """Makes the frames of a task, block by block."""
@@ -66,12 +72,9 @@ def whole_or_cancelled(
 
 
 def _share_cores() -> None:
-    """Lets waiting compute threads sleep soon: by default they spin, and starve each other on a busy machine.
-
-    Measured on 2 cores beside two busy processes: a block of the tiny model takes half the time; alone it takes
-    the same. OpenMP reads this once, when torch is loaded.
-    """
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    """OpenMP reads its settings once, when torch is loaded."""
+    for name, value in SHARED_CORES.items():
+        os.environ.setdefault(name, value)
 
 
 def in_file_time(blocks: Iterable[FrameBlock], timeline: Timeline) -> Iterator[NDArray[np.uint8]]:

@@ -18,6 +18,8 @@ MODEL_PLANE = ["model", "distributed", "engine"]
 TORCH_FAMILY = ["torch", "transformers", "safetensors"]
 CONTROL_PLANE = [
     "cli",
+    "commands",
+    "deployments",
     "doctor",
     "rendering",
     "media",

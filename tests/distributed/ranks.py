@@ -26,6 +26,7 @@ from serve_app.planning.layout import ParallelLayout
 from serve_app.task import RenderTask
 
 TIMEOUT_S = 90
+DEADLINES = Deadlines(meet_s=60, first_s=60, later_s=60)
 # One process that has imported torch and the engine, from which ranks are forked: an import takes seconds.
 CONTEXT: ForkServerContext = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.distributed.preload"])
@@ -105,7 +106,7 @@ class Ranks:
 
 
 @contextmanager
-def ranks(checkpoint: Path, layout: str, deadlines: Deadlines = Deadlines(60, 60, 60)) -> Iterator[Ranks]:
+def ranks(checkpoint: Path, layout: str, deadlines: Deadlines = DEADLINES) -> Iterator[Ranks]:
     """Starts a gang without Ray, and ends it."""
     gang = Ranks(checkpoint, layout, deadlines)
     try:

@@ -1,0 +1,90 @@
+"""GangSource: frames made by a replica group, whose ranks share one video."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+from ray_cluster.errors import ClusterError, RankFailedError
+from ray_cluster.gang import GangSpec
+from ray_cluster.replica_group import ReplicaGroup
+from serve_app.errors import AvatarError, GangFailedError, RenderCancelledError
+from serve_app.planning.layout import ParallelLayout
+from serve_app.rendering.frames import PROGRAM, SHARED_CORES, IsCancelled
+from serve_app.task import FrameBlock, RenderTask
+from serve_app.troubleshooting import remedy_for
+
+
+@dataclass(frozen=True)
+class ProgressLimits:
+    """How long the ranks of a gang may show no sign of progress, in seconds.
+
+    `first_block_s` holds until the first block of a video is there: conditioning, and whatever a first call takes.
+    Afterwards it is `factor` times the predicted time of a block, and at least `least_s`.
+    """
+
+    first_block_s: float = 600.0
+    least_s: float = 30.0
+    factor: float = 10.0
+
+
+@dataclass
+class BlockTimes:
+    """Predicts the time of a block: the mean of those seen in this video."""
+
+    limits: ProgressLimits
+    seconds: list[float] = field(default_factory=list)
+
+    def limit_s(self, index: int) -> float:
+        """Returns how long the ranks may work on block `index` without a note."""
+        if index == 0 or not self.seconds:
+            return self.limits.first_block_s
+        return max(self.limits.least_s, self.limits.factor * sum(self.seconds) / len(self.seconds))
+
+
+class GangSource:
+    """A FrameSource on a replica group; a group that fails rebuilds itself for the next task."""
+
+    def __init__(self, group: ReplicaGroup, *, limits: ProgressLimits, ready_timeout_s: float) -> None:
+        """`ready_timeout_s`: how long a task waits for a group that is being rebuilt."""
+        self._group = group
+        self._limits = limits
+        self._ready_timeout_s = ready_timeout_s
+
+    def frames(self, task: RenderTask, *, is_cancelled: IsCancelled) -> Iterator[FrameBlock]:
+        """See FrameSource; raises GangFailedError, or what the program itself raised, when a rank fails."""
+        times = BlockTimes(self._limits)
+        blocks = self._group.run(task, item_limit_s=times.limit_s, ready_timeout_s=self._ready_timeout_s)
+        try:
+            # Closing cancels what still runs, and waits for its border.
+            with closing(cast("Generator[FrameBlock]", blocks)):
+                for block in blocks:
+                    if is_cancelled():
+                        break
+                    times.seconds.append(block.seconds)
+                    yield block
+        except ClusterError as error:
+            raise as_avatar_error(error) from error
+        if len(times.seconds) < task.timeline.num_blocks and is_cancelled():
+            raise RenderCancelledError("the render was cancelled", remedy="start it again to get the whole video")
+
+
+def gang_spec(layout: ParallelLayout, *, checkpoint: str, cache_dir: Path, threads_per_rank: int) -> GangSpec:
+    """Returns what the ranks of this layout run."""
+    options = {"checkpoint": checkpoint, "cache_dir": cache_dir, "layout": str(layout)}
+    return GangSpec(PROGRAM, options=options, threads_per_rank=threads_per_rank, env=SHARED_CORES)
+
+
+def as_avatar_error(error: ClusterError) -> AvatarError:
+    """Returns what a user is told: the program's own error, or the cluster's with the remedy that is known for it."""
+    if isinstance(error, RankFailedError) and isinstance(error.cause, AvatarError):
+        return _with_remedy(error.cause)
+    return GangFailedError(error.message, remedy=remedy_for(error.message) or error.remedy)
+
+
+def _with_remedy(error: AvatarError) -> AvatarError:
+    error.remedy = remedy_for(error.message) or error.remedy
+    return error
