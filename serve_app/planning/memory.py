@@ -22,7 +22,7 @@ from serve_app.planning.workload import Workload
 _FLOAT32 = 4
 _MOTION_LATENTS = 19
 _WHOLE_UNITS = 2
-"""Of sharded weights at most two units are whole at a time; of streamed ones two slots take turns."""
+"""Of sharded weights a unit is whole twice while it computes: as gathered, and copied out."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def _transformer_weights(model: _Model) -> list[Part]:
     if layout.offload == "layers":
         return [
             Part("transformer weights", dit.resident_parameters * element),
-            Part("streamed layers", _WHOLE_UNITS * max(dit.units) * element),
+            Part("streamed layers", _WHOLE_UNITS * max(dit.units) * element),  # two slots that take turns
         ]
     if layout.weight_shards > 1:
         shards = sum(-(-unit // layout.weight_shards) for unit in dit.units)
@@ -177,7 +177,10 @@ def _phases(model: _Model, place: RankPlace, *, denoises: bool, decodes: bool) -
         ]
     if denoises:
         working = denoise_bytes(model.work, model.layout, model.dims, model.element)
-        phases.append(Phase("denoise", working, _gathered_bytes(model)))
+        phases.append(Phase("denoise", working, _unit_bytes(model, _WHOLE_UNITS)))
+        if model.layout.weight_shards > 1:
+            # FSDP2 keeps the buffer that gathered the unit before until the next one is copied out of its own.
+            phases.append(Phase("gather a layer", _residual_bytes(model), _unit_bytes(model, _WHOLE_UNITS + 1)))
     if decodes:
         phases.append(Phase("decode", _of_strip(model, place, decode_bytes)))
     return phases or [Phase("pass latents on", 0)]
@@ -202,11 +205,17 @@ def denoise_bytes(work: Workload, layout: ParallelLayout, dims: ModelDims, eleme
     return own + attended + whole_residual
 
 
-def _gathered_bytes(model: _Model) -> int:
-    """Returns the whole weights of the units that are gathered at a time."""
+def _unit_bytes(model: _Model, count: int) -> int:
+    """Returns the bytes of so many of the largest units, whole; 0 where no weights are sharded."""
     if model.layout.weight_shards == 1:
         return 0
-    return _WHOLE_UNITS * max(model.dims.dit.units) * model.element
+    return count * max(model.dims.dit.units) * model.element
+
+
+def _residual_bytes(model: _Model) -> int:
+    """Returns the float32 residual: of all tokens, and of this rank's."""
+    ranks = model.layout.ulysses
+    return model.work.block_tokens * model.dims.dit.dim * _FLOAT32 * (ranks + 1) // ranks
 
 
 def _text_weight_bytes(model: _Model) -> int:
