@@ -54,7 +54,7 @@ class RankFailedError(ClusterError):
     """A rank failed, and the gang with it: every process of the gang has been killed.
 
     `rank` is None where no single rank can be named. `cause` is what the program raised, where its class is known to
-    this process; `cause_type` is the name of its class in any case ("" where the program raised nothing).
+    this process; `cause_type` and `traceback` are text in any case ("" where the program raised nothing).
     """
 
     def __init__(
@@ -67,6 +67,7 @@ class RankFailedError(ClusterError):
         remedy: str,
         cause: Exception | None = None,
         cause_type: str = "",
+        traceback: str = "",
     ) -> None:
         who = "gang" if rank is None else f"rank {rank} ({role})"
         super().__init__(f"{who} {_VERBS[kind]}: {detail}", remedy=remedy)
@@ -76,6 +77,7 @@ class RankFailedError(ClusterError):
         self.detail = detail
         self.cause = cause
         self.cause_type = cause_type
+        self.traceback = traceback
 
 
 class GangBusyError(ClusterError):

@@ -144,6 +144,10 @@ class Gang:
         self._watch.stop()
         self._watch.kill()
 
+    def abort(self, why: str) -> None:
+        """Fails the gang: a running task raises this reason to its consumer."""
+        self._watch.fail(self._watch.stuck(why))
+
     def heartbeats(self) -> list[Heartbeat]:
         """Returns what every rank told last: its process, activity and memory."""
         return self._watch.heartbeats()

@@ -14,7 +14,7 @@ from ray_cluster.gang_watch import GangWatch, root_cause
 from ray_cluster.raised import Raised
 
 POLL_S = 0.2
-SETTLE_S = 1.0
+SETTLE_S = 0.5
 """After an exception, how long its true reason may still come: a dead neighbour is told of a moment later."""
 TRANSFER_S = 60.0
 """How long a finished result may travel between nodes."""

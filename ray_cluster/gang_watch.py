@@ -12,13 +12,15 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_cluster.errors import FailureKind, RankFailedError
-from ray_cluster.processes import ProcessIdentity, kill_processes
+from ray_cluster.processes import ProcessIdentity, end_processes
 from ray_cluster.raised import Raised, is_out_of_memory
 from ray_cluster.rank_actor import Heartbeat
 
 log = logging.getLogger(__name__)
 
 PERIOD_S = 1.0
+GRACE_S = 0.5
+"""How long Ray has to end a process, which it logs as intended; it takes 0.03 s, but 5 s for a stopped one."""
 OnFailure = Callable[[RankFailedError], None]
 
 
@@ -83,12 +85,13 @@ class GangWatch:
             kind,
             rank=rank,
             role=self._roles[rank],
-            detail=f"{raised.type_name}: {raised.text}\n{raised.traceback}",
+            detail=f"{raised.type_name}: {raised.text}",
             remedy="take a smaller task or more memory"
             if raised.is_out_of_memory
-            else "see the traceback above; the same task may fail again",
+            else "see the traceback in the log; the same task may fail again",
             cause=raised.cause(),
             cause_type=raised.type_name,
+            traceback=raised.traceback,
         )
 
     def lost(self, rank: int, error: Exception) -> RankFailedError:
@@ -126,12 +129,13 @@ class GangWatch:
                 return error
             self._is_over.set()
             self.kill()
-        log.error("gang failed", extra={"gang": self._name, "kind": error.kind.value, "rank": error.rank})
+        facts = {"kind": error.kind.value, "rank": error.rank, "error": str(error), "traceback": error.traceback}
+        log.error("gang failed", extra={"gang": self._name, **facts})
         self._on_failure(error)
         return error
 
     def kill(self) -> None:
-        """Ends every rank for sure: Ray takes 5 s to end a stopped process, SIGKILL on its node does not."""
+        """Ends every rank for sure: first by Ray, then what is left by SIGKILL on its node."""
         for actor in self._actors:
             ray.kill(actor)
         processes = [beat.process for beat in self.heartbeats()]
@@ -143,8 +147,9 @@ class GangWatch:
         beat = self._beats[rank]
         if beat is None:
             return f"rank {rank} ({self._roles[rank]}): process not up yet"
-        age_s = beat.age_s + time.monotonic() - self._heard_at[rank]
-        return f"rank {rank} ({self._roles[rank]}): {beat.activity!r} {age_s:.1f} s ago"
+        silent_s = time.monotonic() - self._heard_at[rank]
+        silence = f", no heartbeat for {silent_s:.1f} s" if silent_s > 2 * PERIOD_S else ""
+        return f"rank {rank} ({self._roles[rank]}): {beat.activity!r} {beat.age_s + silent_s:.1f} s ago{silence}"
 
     def _watch(self) -> None:
         asked: dict[Any, tuple[int, float]] = {}
@@ -195,13 +200,14 @@ def _kill_everywhere(processes: Sequence[ProcessIdentity], *, timeout_s: float) 
     """Kills processes on their nodes: here directly, elsewhere by a task that is pinned there and takes nothing."""
     here = ray.get_runtime_context().get_node_id()
     as_remote: Any = ray.remote(num_cpus=0, max_retries=0)
-    remote = as_remote(kill_processes)
+    remote = as_remote(end_processes)
     calls = []
     for node_id in {process.node_id for process in processes} - {here}:
         pinned = NodeAffinitySchedulingStrategy(node_id, soft=False)
         there = [process for process in processes if process.node_id == node_id]
-        calls.append(remote.options(scheduling_strategy=pinned).remote(there, timeout_s=timeout_s))
-    left = kill_processes([process for process in processes if process.node_id == here], timeout_s=timeout_s)
+        calls.append(remote.options(scheduling_strategy=pinned).remote(there, grace_s=GRACE_S, timeout_s=timeout_s))
+    near = [process for process in processes if process.node_id == here]
+    left = end_processes(near, grace_s=GRACE_S, timeout_s=timeout_s)
     for call in calls:
         try:
             left += ray.get(call, timeout=2 * timeout_s)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,15 @@ import ray._raylet
 from ray_cluster.errors import LocalClusterError
 
 MIB = 1 << 20
+GUARD_LIMIT_S = 30.0
+
+
+@dataclass(frozen=True)
+class LocalCluster:
+    """Where the cluster is, and the environment that another process needs to join it."""
+
+    address: str
+    environment: Mapping[str, str] = field(repr=False)
 
 
 @contextmanager
@@ -26,64 +38,70 @@ def local_cluster(
     num_gpus: int,
     object_store_bytes: int = 512 * MIB,
     temp_root: Path = Path("/tmp"),  # noqa: S108
-) -> Iterator[None]:
+) -> Iterator[LocalCluster]:
     """Starts a Ray of this process alone, and ends it.
 
     `num_gpus` may be more than there are. Call it on a thread that lives as long: the kernel ends the cluster with
-    the thread that started it. The cluster listens on all addresses of the machine, for Ray replaces a loopback
-    address by the machine's own; so only who knows the token of this run, which is kept in no file, may use it.
+    the thread that started it. Raises LocalClusterError.
+
+    The cluster listens on all addresses of the machine, for Ray replaces a loopback address by the machine's own; so
+    only who has the token of this run, which is in no file, may use it.
     """
     if ray.is_initialized():
         raise LocalClusterError("this process is connected to a Ray cluster already", remedy="disconnect from it first")
     _check_shared_memory(object_store_bytes)
-    folder = Path(tempfile.mkdtemp(prefix="rc-", dir=temp_root))  # short: paths of unix sockets end at 107 characters
-    try:
-        with _environment(_settings()):
-            ray.init(
-                address="local",
-                num_cpus=num_cpus,
-                num_gpus=num_gpus,
-                object_store_memory=object_store_bytes,
-                include_dashboard=False,
-                configure_logging=False,
-                log_to_driver=False,
-                _temp_dir=str(folder),
-            )
-            try:
-                yield
-            finally:
-                ray.shutdown()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with _guarded_folder(temp_root) as folder, _ray_settings():
+        try:
+            settings = _settings()
+            with _environment(settings):
+                _read_environment()
+                ray.init(
+                    address="local",
+                    num_cpus=num_cpus,
+                    num_gpus=num_gpus,
+                    object_store_memory=object_store_bytes,
+                    include_dashboard=False,
+                    configure_logging=False,
+                    log_to_driver=False,
+                    _temp_dir=str(folder),
+                )
+            yield LocalCluster(ray.get_runtime_context().gcs_address, settings)
+        finally:
+            ray.shutdown()
 
 
 def _settings() -> Mapping[str, str]:
-    """Returns what Ray's processes read from the environment."""
+    """Returns what Ray's processes, and nobody else, find in their environment."""
     return {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_COLOR_PREFIX": "0",
         "RAY_DEDUP_LOGS": "0",
-        "RAY_gcs_rpc_server_reconnect_timeout_s": "5",  # how long Ray's agents outlive a driver that was killed
     }
 
 
 @contextmanager
-def _environment(settings: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in (*settings, "RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH")}
-    os.environ.update(settings)
-    for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH"):
-        os.environ.pop(name, None)
-    _read_environment()
+def _guarded_folder(root: Path) -> Iterator[Path]:
+    """Makes the cluster's folder; a guard removes it, and whatever process still uses it, even if we are killed."""
+    folder = Path(tempfile.mkdtemp(prefix="rc-", dir=root))  # short: paths of unix sockets end at 107 characters
+    script = str(Path(__file__).with_name("cluster_guard.py"))
+    command = [sys.executable, "-I", "-S", script, str(folder), str(os.getpid())]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, cwd="/", start_new_session=True) as guard:  # noqa: S603
+        try:
+            yield folder
+        finally:
+            assert guard.stdin is not None
+            guard.stdin.close()
+            guard.wait(GUARD_LIMIT_S)
+
+
+@contextmanager
+def _ray_settings() -> Iterator[None]:
+    """Lets Ray forget at the end what it read for this cluster."""
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
         _read_environment()
 
 
@@ -92,6 +110,20 @@ def _read_environment() -> None:
     raylet: Any = ray._raylet
     raylet.Config.initialize("")
     raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextmanager
+def _environment(settings: Mapping[str, str]) -> Iterator[None]:
+    """Sets the environment while Ray's processes start, without what would lead them to another cluster."""
+    cleared = ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH")
+    before = {name: os.environ.pop(name, None) for name in (*settings, *cleared)}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name in settings:
+            del os.environ[name]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
 def _check_shared_memory(object_store_bytes: int) -> None:

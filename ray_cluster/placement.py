@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -77,7 +78,8 @@ def create_placement(
 
     They belong to the calling driver: Ray frees them when it dies.
     """
-    group = placement_group(bundles.as_list(), strategy=bundles.strategy.value, name=name)
+    unique = f"{name}-{secrets.token_hex(4)}"  # Ray refuses a name until the group that had it is gone
+    group = placement_group(bundles.as_list(), strategy=bundles.strategy.value, name=unique)
     placement = Placement(group, bundles)
     start = time.monotonic()
     try:

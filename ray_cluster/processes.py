@@ -42,10 +42,19 @@ def is_alive(process: ProcessIdentity) -> bool:
     return start_ticks == process.start_ticks and state not in ("Z", "X")
 
 
-def kill_processes(processes: Collection[ProcessIdentity], *, timeout_s: float) -> list[ProcessIdentity]:
-    """Ends processes of this node with SIGKILL, which reaches stopped ones too; returns those that still run."""
-    for process in processes:
+def end_processes(processes: Collection[ProcessIdentity], *, grace_s: float, timeout_s: float) -> list[ProcessIdentity]:
+    """Waits for processes of this node that were told to end, then sends SIGKILL, which reaches stopped ones too.
+
+    Returns those that still run after `timeout_s`.
+    """
+    left = _await_end(processes, grace_s)
+    for process in left:
         _kill(process)
+    return _await_end(left, timeout_s)
+
+
+def _await_end(processes: Collection[ProcessIdentity], timeout_s: float) -> list[ProcessIdentity]:
+    """Returns the processes that still run after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     left = [process for process in processes if is_alive(process)]
     while left and time.monotonic() < deadline:

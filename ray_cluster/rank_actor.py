@@ -40,8 +40,7 @@ class RankControl:
         """`window`: how many results rank 0 may begin beyond those that the consumer took."""
         self._window = window
         self._changed = threading.Condition()
-        self._run = 0
-        self._cancelled_run = 0
+        self._run, self._cancelled_run = 0, -1
         self._taken_run, self._num_taken = 0, 0
         self._num_notes = 0
         self._activity = "process started"
@@ -56,7 +55,7 @@ class RankControl:
 
     def is_cancelled(self) -> bool:
         """See RunControl."""
-        return self._cancelled_run >= self._run
+        return self._cancelled_run == self._run
 
     def wait_for_turn(self, index: int, *, timeout_s: float) -> bool:
         """See RunControl."""

@@ -52,6 +52,7 @@ def act(name: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         case "stop":
             os.kill(os.getpid(), signal.SIGSTOP)
+            threading.Event().wait(60)  # the other threads stop first
         case "raise":
             raise RefusalError("no such voice", remedy="take another")
         case "memory":
@@ -86,7 +87,8 @@ class FakeProgram:
         self._inbox = (pipes / str(seat.rank)).open() if seat.rank > 0 else None
         self._outbox = (pipes / str(seat.rank + 1)).open("w", buffering=1) if seat.rank < self._last else None
         role = "source" if seat.rank == 0 else "sink" if seat.rank == self._last else "middle"
-        return StartReport(role, is_output=seat.rank > self._last - self._num_outputs)
+        facts = {name: os.environ.get(name, "") for name in ("OMP_NUM_THREADS", "FAKE_COLOUR")}
+        return StartReport(role, is_output=seat.rank > self._last - self._num_outputs, facts=facts)
 
     def run(self, task: FakeTask, control: RunControl) -> Iterator[Item]:
         for index in self._own_indices(task, control) if self._inbox is None else self._read_indices():
