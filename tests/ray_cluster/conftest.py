@@ -1,4 +1,4 @@
-"""One Ray for all tests of this folder, with eight logical GPUs."""
+"""Gangs of fake programs, and the limits that suit them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import pytest
 
 from ray_cluster.bundles import GroupBundles
 from ray_cluster.gang import Gang, GangSpec, GangTimeouts
-from ray_cluster.local import MIB, LocalCluster, local_cluster
 from ray_cluster.placement import create_placement
 
 PROGRAM = "tests.ray_cluster.fake_program:FakeProgram"
@@ -45,12 +44,6 @@ def eventually(happened: Callable[[], Any], *, within_s: float = 20) -> Any:
         assert time.monotonic() < deadline, f"did not happen within {within_s} s"
         time.sleep(0.02)
     return answer
-
-
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[LocalCluster]:
-    with local_cluster(num_cpus=2, num_gpus=8, object_store_bytes=256 * MIB) as started:
-        yield started
 
 
 @pytest.fixture
