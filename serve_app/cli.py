@@ -12,6 +12,7 @@ from types import FrameType
 
 from serve_app.commands.checkpoint import add_convert, add_verify
 from serve_app.commands.doctor import add_doctor
+from serve_app.commands.plan import add_plan
 from serve_app.commands.render import add_render
 from serve_app.errors import AvatarError, did_you_mean
 
@@ -19,7 +20,8 @@ STOP_SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0 done, 1 failed, 2 bad input, 130 interrupted, 143 terminated."""
+    """Runs one command and returns its exit code: 0 done, 1 failed, 2 bad input, 3 never fits, 130 or 143
+    stopped by Ctrl-C or SIGTERM."""
     stop = _StopSignals()
     try:
         stop.listen()
@@ -38,6 +40,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="live-avatar", description="A portrait, a voice and a sentence: a video.")
     commands = parser.add_subparsers(dest="command", required=True)
     add_render(commands.add_parser("render", help="render one video on this machine", allow_abbrev=False))
+    add_plan(
+        commands.add_parser("plan", help="does a video fit these cards, and how long does it take", allow_abbrev=False)
+    )
     add_convert(commands.add_parser("convert", help="merge and cast a checkpoint folder", allow_abbrev=False))
     checkpoint = commands.add_parser("checkpoint", help="look after checkpoint folders").add_subparsers(required=True)
     add_verify(checkpoint.add_parser("verify", help="read every tensor and name what is wrong", allow_abbrev=False))

@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from ray_cluster.gpu_monitor import GpuLog, GpuMonitor
 from ray_cluster.nvml import NoGpus, open_gpus
+from serve_app.commands.layout_flags import add_layout, given_layout
 from serve_app.errors import InvalidRequestError, OutputError
-from serve_app.planning.layout import HARDWARE_PRESETS, ParallelLayout, from_flags
 from serve_app.rendering.frames import FrameSource, InProcessSource
 from serve_app.rendering.import_path import import_object
 from serve_app.rendering.pipeline import Progress, RenderResult, render
@@ -34,7 +34,6 @@ TINY_CHECKPOINT = "tiny"
 TINY_SIZE = "128*128"
 # Frames per second also when they are few: by default a slow bar turns to seconds per frame.
 BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
-LAYOUT_FLAGS = ("num_gpus_dit", "ulysses_size", "enable_vae_parallel", "offload_model")
 
 
 def add_render(parser: argparse.ArgumentParser) -> None:
@@ -59,28 +58,11 @@ def add_render(parser: argparse.ArgumentParser) -> None:
         metavar="true|false",
         help="replace the portrait by the first generated frame after the first clip (default true)",
     )
-    _add_layout(parser)
+    add_layout(parser)
     add("--checkpoint", default=TINY_CHECKPOINT, help="checkpoint folder (default: the built-in tiny model)")
     add("--out", type=Path, default=Path("output.mp4"), help="where the MP4 goes (default output.mp4)")
     add("--gpu-log", type=Path, metavar="FILE", help="write the GPUs' memory to this CSV, once a second")
     parser.set_defaults(run=_render, parser=parser)
-
-
-def _add_layout(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    presets = ", ".join(HARDWARE_PRESETS)
-    add("--layout", help=f"several ranks share the video: stages=4,vae=1 for example, or the machine: {presets}")
-    add("--num-gpus-dit", type=int, metavar="N", help="ranks that denoise; --layout says it all in one")
-    add("--ulysses-size", type=int, metavar="N", help="ranks that share each denoising call")
-    switches = {"--enable-vae-parallel": "a rank of its own decodes", "--offload-model": "layers wait on the host"}
-    for flag, what in switches.items():
-        add(flag, nargs="?", const=True, type=_true_or_false, metavar="true|false", help=what)
-
-
-def _true_or_false(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
-    return text.lower() == "true"
 
 
 def _render(options: argparse.Namespace) -> int:
@@ -104,26 +86,13 @@ def _render(options: argparse.Namespace) -> int:
 @contextmanager
 def _source(options: argparse.Namespace, config: AppConfig) -> Iterator[FrameSource]:
     """Yields what makes the frames: this process, or with a layout a gang of its own."""
-    layout = _layout(options)
+    layout = given_layout(options)
     if layout is None:
         yield InProcessSource(checkpoint=options.checkpoint, cache_dir=config.cache_dir)
         return
     gang = import_object("serve_app.deployments.local_gang:LocalGangSource")  # Ray takes a second to import
     with gang(layout, checkpoint=options.checkpoint, cache_dir=config.cache_dir, on_start=_say) as source:
         yield source
-
-
-def _layout(options: argparse.Namespace) -> ParallelLayout | None:
-    """Returns the layout that the flags ask for, None when they say nothing of one."""
-    flags = {name: value for name in LAYOUT_FLAGS if (value := getattr(options, name)) is not None}
-    if options.layout is None:
-        return from_flags(**flags) if flags else None
-    if flags:
-        named = ", ".join(f"--{name.replace('_', '-')}" for name in flags)
-        raise InvalidRequestError(
-            f"--layout and {named} both say how ranks share the video", remedy="give one of them", param="layout"
-        )
-    return ParallelLayout.parse(options.layout)
 
 
 @contextmanager

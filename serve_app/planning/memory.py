@@ -95,12 +95,13 @@ class _Model:
     element: int
 
     def num_steps(self, place: RankPlace) -> int:
-        return len(self.layout.steps_of(place.stage, self.work.sample_steps)) if place.role is Role.STAGE else 0
+        return len(self.layout.steps_of(place.stage, self.work.sample_steps))
 
 
 def _rank_memory(model: _Model, place: RankPlace, calibration: Calibration) -> RankMemory:
     conditions, decodes = place.rank == 0, place.rank in model.layout.decoding_ranks
-    denoises = model.num_steps(place) > 0
+    # Weights are loaded before the steps of a video are known: a stage that will own none has them too.
+    denoises = place.role is Role.STAGE
     parts = [Part("CUDA context", calibration.context_bytes)]
     if model.layout.world_size > 1:
         parts.append(Part("communicators", calibration.communicator_bytes))
@@ -183,7 +184,7 @@ def _phases(model: _Model, place: RankPlace, *, denoises: bool, decodes: bool) -
             phases.append(Phase("gather a layer", _residual_bytes(model), _unit_bytes(model, _WHOLE_UNITS + 1)))
     if decodes:
         phases.append(Phase("decode", _of_strip(model, place, decode_bytes)))
-    return phases or [Phase("pass latents on", 0)]
+    return phases
 
 
 def denoise_bytes(work: Workload, layout: ParallelLayout, dims: ModelDims, element: int) -> int:

@@ -21,6 +21,7 @@ CONTROL_PLANE = [
     "commands",
     "deployments",
     "doctor",
+    "plan_report",
     "rendering",
     "media",
     "storage",
