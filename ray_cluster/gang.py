@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ray_cluster.errors import FailureKind, GangAbandonedError, GangBusyError, RankFailedError
 from ray_cluster.gang_run import END, IsOver, RankCalls
-from ray_cluster.gang_watch import GangWatch, OnFailure
+from ray_cluster.gang_watch import PERIOD_S, GangWatch, OnFailure, Stopwatch
 from ray_cluster.placement import Placement
 from ray_cluster.program import Seat, StartReport
 from ray_cluster.rank_actor import Heartbeat, RankActor
@@ -111,11 +111,12 @@ class Gang:
         log.info("gang started", extra={"gang": name, "ranks": len(actors), "seconds": seconds})
         return gang
 
-    def run(self, task: Any, *, item_limit_s: Callable[[int], float]) -> Iterator[Any]:  # noqa: ANN401
+    def run(self, task: Any, *, item_limit_s: Callable[[int], float]) -> Generator[Any, None, None]:  # noqa: ANN401
         """Yields the results of a task, in order, while it runs on all ranks.
 
         `item_limit_s(n)`: how long the ranks may work on result n, while the consumer waits, without a note.
-        A consumer that closes the iterator cancels the task. Raises RankFailedError, with no process left.
+        A consumer that closes the iterator cancels the task. Raises RankFailedError, with no process left, and
+        GangBusyError. Arrays in the results are views into shared memory, which they hold as long as they live.
         """
         if not self._is_busy.acquire(blocking=False):
             raise GangBusyError(f"gang {self.name} runs a task already", remedy="wait for its end, or cancel it")
@@ -127,7 +128,7 @@ class Gang:
             self._is_busy.release()
 
     def cancel(self) -> None:
-        """Asks for the running task to end early; from any thread. The program does so at its next border."""
+        """Asks for the task that runs, if any, to end early; from any thread. It does so at its next border."""
         self._actors[0].cancel.remote(self._run)
 
     def stop(self) -> None:
@@ -242,10 +243,15 @@ class Gang:
 
     def _with_progress(self, limit_s: float, index: int) -> IsOver:
         """Returns the rule that any rank notes progress every `limit_s`, from now on."""
-        start = time.monotonic()
+        quiet = Stopwatch()
+        num_notes = self._watch.num_notes()
 
         def is_over() -> RankFailedError | None:
-            if time.monotonic() - max(start, self._watch.last_note_at()) <= limit_s:
+            nonlocal num_notes
+            if self._watch.num_notes() != num_notes:
+                num_notes = self._watch.num_notes()
+                quiet.reset()
+            if quiet.seconds() <= limit_s + PERIOD_S:  # notes come with the heartbeats
                 return None
             return self._watch.stuck(f"no note from any rank for {limit_s:.3g} s while waiting for result {index}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import ray
@@ -22,6 +22,28 @@ PERIOD_S = 1.0
 GRACE_S = 0.5
 """How long Ray has to end a process, which it logs as intended; it takes 0.03 s, but 5 s for a stopped one."""
 OnFailure = Callable[[RankFailedError], None]
+
+
+class Stopwatch:
+    """Counts the time between looks at it, but no more than a moment for each.
+
+    A process that was stopped, or a laptop that slept, does not blame the ranks for that time.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Begins anew."""
+        self._seconds = 0.0
+        self._looked_at = time.monotonic()
+
+    def seconds(self) -> float:
+        """Returns the time so far; meant to be asked every PERIOD_S or more often."""
+        now = time.monotonic()
+        self._seconds += min(now - self._looked_at, 1.5 * PERIOD_S)
+        self._looked_at = now
+        return self._seconds
 
 
 class GangWatch:
@@ -69,10 +91,9 @@ class GangWatch:
         """Returns the last heartbeat of every rank that answered yet."""
         return [beat for beat in self._beats if beat is not None]
 
-    def last_note_at(self) -> float:
-        """Returns when any rank noted progress last, by this process's monotonic clock."""
-        pairs = zip(self._beats, self._heard_at, strict=True)
-        return max((heard_at - beat.age_s for beat, heard_at in pairs if beat is not None), default=0.0)
+    def num_notes(self) -> int:
+        """Returns how often the ranks noted progress: work goes on as long as this grows."""
+        return sum(beat.num_notes for beat in self.heartbeats())
 
     def describe(self) -> str:
         """Returns every rank's role, activity and the time since its last note."""
@@ -152,11 +173,11 @@ class GangWatch:
         return f"rank {rank} ({self._roles[rank]}): {beat.activity!r} {beat.age_s + silent_s:.1f} s ago{silence}"
 
     def _watch(self) -> None:
-        asked: dict[Any, tuple[int, float]] = {}
+        asked: dict[Any, tuple[int, Stopwatch]] = {}
         while not self._is_over.is_set():
             round_at = time.monotonic()
             for rank in set(range(len(self._actors))) - {rank for rank, _ in asked.values()}:
-                asked[self._actors[rank].heartbeat.remote()] = rank, time.monotonic()
+                asked[self._actors[rank].heartbeat.remote()] = rank, Stopwatch()
             answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=PERIOD_S, fetch_local=False)
             for call in answered:
                 rank, _ = asked.pop(call)
@@ -174,9 +195,9 @@ class GangWatch:
         self._heard_at[rank] = time.monotonic()
         self._beats[rank] = beat
 
-    def _look_for_frozen(self, asked: Any) -> None:  # noqa: ANN401
-        for rank, asked_at in asked:
-            silent_s = time.monotonic() - asked_at
+    def _look_for_frozen(self, asked: Iterable[tuple[int, Stopwatch]]) -> None:
+        for rank, silence in asked:
+            silent_s = silence.seconds()
             if self._beats[rank] is not None and silent_s > self._limit_s and not self._is_over.is_set():
                 self.fail(self._frozen(rank, silent_s))
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -50,10 +52,10 @@ def local_cluster(
     if ray.is_initialized():
         raise LocalClusterError("this process is connected to a Ray cluster already", remedy="disconnect from it first")
     _check_shared_memory(object_store_bytes)
+    settings = _settings()
     with _guarded_folder(temp_root) as folder, _ray_settings():
         try:
-            settings = _settings()
-            with _environment(settings):
+            with _environment(settings), _same_sigterm():
                 _read_environment()
                 ray.init(
                     address="local",
@@ -103,6 +105,17 @@ def _ray_settings() -> Iterator[None]:
         yield
     finally:
         _read_environment()
+
+
+@contextmanager
+def _same_sigterm() -> Iterator[None]:
+    """Keeps what SIGTERM does in this process: Ray sets a handler of its own."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _read_environment() -> None:

@@ -46,7 +46,14 @@ class Placement:
 
     def rank_bundles(self) -> tuple[int, ...]:
         """Returns the bundle of every rank, as the nodes are now: Ray moves bundles off a node that it lost."""
-        return rank_order(_table(self.group)["bundles_to_node_id"])
+        node_of_bundle = _table(self.group)["bundles_to_node_id"]
+        if len(node_of_bundle) != self.bundles.num_ranks + 1 or not all(node_of_bundle.values()):
+            raise PlacementError(
+                f"only bundles {sorted(node_of_bundle)} of {self.bundles.num_ranks + 1} have a place: a node was lost",
+                can_never_fit=False,
+                remedy="wait until all have one again",
+            )
+        return rank_order(node_of_bundle)
 
     def wait(self, *, timeout_s: float, is_abandoned: Callable[[], bool] = lambda: False) -> None:
         """Waits until every bundle has its place; PlacementError says what is missing where."""

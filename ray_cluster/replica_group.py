@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
@@ -106,7 +106,13 @@ class ReplicaGroup:
         with self._changed:
             self._await_ready(timeout_s)
 
-    def run(self, task: Any, *, item_limit_s: Callable[[int], float], ready_timeout_s: float = 600.0) -> Iterator[Any]:  # noqa: ANN401
+    def run(
+        self,
+        task: Any,  # noqa: ANN401
+        *,
+        item_limit_s: Callable[[int], float],
+        ready_timeout_s: float = 600.0,
+    ) -> Generator[Any, None, None]:
         """Waits until the group is ready, then yields the results of a task: see Gang.run.
 
         A failure is raised to this caller; meanwhile the group rebuilds its gang for the next one.

@@ -45,6 +45,10 @@ class OutOfMemoryError(RuntimeError):
     """Called as torch calls its own."""
 
 
+class UnpicklableError(Exception):
+    """Holds what no other process can have."""
+
+
 def act(name: str) -> None:
     """Misbehaves."""
     match name:
@@ -61,6 +65,8 @@ def act(name: str) -> None:
             raise OutOfMemoryError("of the GPU")
         case "hang":
             threading.Event().wait(60)
+        case "unpicklable":
+            raise UnpicklableError(threading.Lock())
         case "exit":
             os._exit(3)
 
@@ -90,12 +96,12 @@ class FakeProgram:
         facts = {name: os.environ.get(name, "") for name in ("OMP_NUM_THREADS", "FAKE_COLOUR")}
         return StartReport(role, is_output=seat.rank > self._last - self._num_outputs, facts=facts)
 
-    def run(self, task: FakeTask, control: RunControl) -> Iterator[Item]:
+    def run(self, task: FakeTask, control: RunControl) -> Iterator[object]:
         for index in self._own_indices(task, control) if self._inbox is None else self._read_indices():
             act(task.acts.get((self._rank, index), ""))
             control.note(f"item {index}")
-            if self._outbox is None:
-                yield Item(index, task.label)
+            if self._outbox is None or task.label == "everyone":
+                yield threading.Lock() if task.label == "lock" else Item(index, task.label)
             else:
                 self._outbox.write(f"{index}\n")
         if self._outbox is not None:

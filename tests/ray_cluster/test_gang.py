@@ -82,6 +82,28 @@ def test_a_closed_task_that_does_not_end_costs_the_gang(make_gang: MakeGang) -> 
         next(gang.run(FakeTask(1), item_limit_s=in_time))
 
 
+@pytest.mark.parametrize(
+    ("task", "rank", "words"),
+    [
+        (FakeTask(3, "lock"), 1, "cannot pickle '_thread.lock' object"),
+        (FakeTask(3, "everyone"), 0, "its start report says is_output=False"),
+        (FakeTask(3, acts={(0, 1): "unpicklable"}), 0, "UnpicklableError: <unlocked _thread.lock"),
+    ],
+)
+def test_what_cannot_travel_is_an_error_of_its_rank(make_gang: MakeGang, task: FakeTask, rank: int, words: str) -> None:
+    gang = make_gang(2)
+    with pytest.raises(RankFailedError, match=words) as caught:
+        list(gang.run(task, item_limit_s=in_time))
+    assert (caught.value.kind, caught.value.rank) == (FailureKind.EXCEPTION, rank)
+
+
+@pytest.mark.chaos
+def test_a_start_that_takes_too_long_says_who_does_what(make_gang: MakeGang) -> None:
+    with pytest.raises(RankFailedError, match=r"not started within 5 s: .*rank 1 \(starting\): 'starts'") as caught:
+        make_gang(2, at_start={1: "hang"}, start_s=5)
+    assert caught.value.kind is FailureKind.NO_PROGRESS
+
+
 def test_a_gang_runs_one_task_at_a_time(make_gang: MakeGang) -> None:
     gang = make_gang(1)
     items = gang.run(FakeTask(3), item_limit_s=in_time)
