@@ -87,7 +87,12 @@ def test_a_closed_task_that_does_not_end_costs_the_gang(make_gang: MakeGang) -> 
     [
         (FakeTask(3, "lock"), 1, "cannot pickle '_thread.lock' object"),
         (FakeTask(3, "everyone"), 0, "its start report says is_output=False"),
-        (FakeTask(3, acts={(0, 1): "unpicklable"}), 0, "UnpicklableError: <unlocked _thread.lock"),
+        pytest.param(
+            FakeTask(3, acts={(0, 1): "unpicklable"}),
+            0,
+            "UnpicklableError: <unlocked _thread.lock",
+            marks=pytest.mark.chaos,
+        ),
     ],
 )
 def test_what_cannot_travel_is_an_error_of_its_rank(make_gang: MakeGang, task: FakeTask, rank: int, words: str) -> None:
@@ -127,7 +132,7 @@ def test_environment_and_threads_are_set_before_the_program_is_imported(make_gan
     assert (facts["OMP_NUM_THREADS"], facts["FAKE_COLOUR"]) == ("3", "blue")
 
 
-@pytest.mark.parametrize("num_outputs", [0, 2])
+@pytest.mark.parametrize("num_outputs", [pytest.param(0, marks=pytest.mark.chaos), 2])
 def test_exactly_one_rank_is_the_output(make_gang: MakeGang, num_outputs: int) -> None:
     with pytest.raises(RankFailedError, match="exactly one rank of a gang yields results"):
         make_gang(2, num_outputs=num_outputs)

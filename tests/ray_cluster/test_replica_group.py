@@ -70,7 +70,8 @@ MATRIX = [
     ("memory", FailureKind.OUT_OF_MEMORY, "MemoryError: of the machine"),
     ("gpu memory", FailureKind.OUT_OF_MEMORY, "OutOfMemoryError: of the GPU"),
 ]
-DEFAULT_RANK = {"kill": 1, "exit": 2, "stop": 0, "hang": 1, "raise": 0, "memory": 2, "gpu memory": 1}
+DEFAULT_RANK = {"kill": 1, "exit": None, "stop": 0, "hang": 1, "raise": 0, "memory": 2, "gpu memory": 1}
+"""The other combinations are marked as chaos."""
 
 
 @pytest.mark.parametrize(
