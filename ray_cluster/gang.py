@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ray_cluster.errors import FailureKind, GangAbandonedError, GangBusyError, RankFailedError
 from ray_cluster.gang_run import END, IsOver, RankCalls
-from ray_cluster.gang_watch import PERIOD_S, GangWatch, OnFailure, Stopwatch
+from ray_cluster.gang_watch import GangWatch, OnFailure, Stopwatch
 from ray_cluster.placement import Placement
 from ray_cluster.program import Seat, StartReport
 from ray_cluster.rank_actor import Heartbeat, RankActor
@@ -34,6 +34,7 @@ class GangTimeouts:
     placement_s: float = 60.0
     start_s: float = 600.0
     start_heartbeat_s: float = 60.0
+    heartbeat_every_s: float = 1.0
     heartbeat_s: float = 10.0
     drain_s: float = 10.0
     stop_s: float = 10.0
@@ -43,6 +44,8 @@ class GangTimeouts:
         for name, value in vars(self).items():
             if not value > 0:
                 raise ValueError(f"{name} {value} is no time to wait; give more than 0 seconds")
+        if self.heartbeat_every_s > 1:
+            raise ValueError(f"heartbeat_every_s {self.heartbeat_every_s} is too seldom; give at most 1 second")
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,13 @@ class Gang:
         timeouts = timeouts or GangTimeouts()
         start = time.monotonic()
         actors = _start_actors(placement, spec)
-        watch = GangWatch(name, actors, kill_timeout_s=timeouts.kill_s, on_failure=on_failure)
+        watch = GangWatch(
+            name,
+            actors,
+            every_s=timeouts.heartbeat_every_s,
+            kill_timeout_s=timeouts.kill_s,
+            on_failure=on_failure,
+        )
         gang = cls(name, actors, watch, spec, timeouts)
         watch.start(limit_s=timeouts.start_heartbeat_s)
         try:
@@ -251,7 +260,7 @@ class Gang:
             if self._watch.num_notes() != num_notes:
                 num_notes = self._watch.num_notes()
                 quiet.reset()
-            if quiet.seconds() <= limit_s + PERIOD_S:  # notes come with the heartbeats
+            if quiet.seconds() <= limit_s + self._timeouts.heartbeat_every_s:  # notes come with the heartbeats
                 return None
             return self._watch.stuck(f"no note from any rank for {limit_s:.3g} s while waiting for result {index}")
 

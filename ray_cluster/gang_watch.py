@@ -18,7 +18,8 @@ from ray_cluster.rank_actor import Heartbeat
 
 log = logging.getLogger(__name__)
 
-PERIOD_S = 1.0
+LOOK_S = 1.5
+"""The longest time between two looks at a stopwatch that counts."""
 GRACE_S = 0.5
 """How long Ray has to end a process, which it logs as intended; it takes 0.03 s, but 5 s for a stopped one."""
 OnFailure = Callable[[RankFailedError], None]
@@ -39,22 +40,25 @@ class Stopwatch:
         self._looked_at = time.monotonic()
 
     def seconds(self) -> float:
-        """Returns the time so far; meant to be asked every PERIOD_S or more often."""
+        """Returns the time so far; meant to be asked once a second or more often."""
         now = time.monotonic()
-        self._seconds += min(now - self._looked_at, 1.5 * PERIOD_S)
+        self._seconds += min(now - self._looked_at, LOOK_S)
         self._looked_at = now
         return self._seconds
 
 
 class GangWatch:
-    """Asks every rank for a heartbeat each second, on a thread of its own, whether a task runs or not.
+    """Asks every rank for a heartbeat every `every_s` seconds, on a thread of its own, whether a task runs or not.
 
     The first failure wins: it is kept, all ranks are killed, then `on_failure` hears of it.
     """
 
-    def __init__(self, name: str, actors: Sequence[Any], *, kill_timeout_s: float, on_failure: OnFailure) -> None:
+    def __init__(
+        self, name: str, actors: Sequence[Any], *, every_s: float, kill_timeout_s: float, on_failure: OnFailure
+    ) -> None:
         self._name = name
         self._actors = actors
+        self._every_s = every_s
         self._kill_timeout_s = kill_timeout_s
         self._on_failure = on_failure
         self._lock = threading.Lock()
@@ -169,7 +173,7 @@ class GangWatch:
         if beat is None:
             return f"rank {rank} ({self._roles[rank]}): process not up yet"
         silent_s = time.monotonic() - self._heard_at[rank]
-        silence = f", no heartbeat for {silent_s:.1f} s" if silent_s > 2 * PERIOD_S else ""
+        silence = f", no heartbeat for {silent_s:.1f} s" if silent_s > 2 * self._every_s else ""
         return f"rank {rank} ({self._roles[rank]}): {beat.activity!r} {beat.age_s + silent_s:.1f} s ago{silence}"
 
     def _watch(self) -> None:
@@ -178,12 +182,12 @@ class GangWatch:
             round_at = time.monotonic()
             for rank in set(range(len(self._actors))) - {rank for rank, _ in asked.values()}:
                 asked[self._actors[rank].heartbeat.remote()] = rank, Stopwatch()
-            answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=PERIOD_S, fetch_local=False)
+            answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=self._every_s, fetch_local=False)
             for call in answered:
                 rank, _ = asked.pop(call)
                 self._hear(rank, call)
             self._look_for_frozen(asked.values())
-            self._is_over.wait(max(0.0, PERIOD_S - (time.monotonic() - round_at)))
+            self._is_over.wait(max(0.0, self._every_s - (time.monotonic() - round_at)))
 
     def _hear(self, rank: int, call: Any) -> None:  # noqa: ANN401
         try:

@@ -16,7 +16,16 @@ from ray_cluster.gang import Gang, GangSpec, GangTimeouts
 from ray_cluster.placement import create_placement
 
 PROGRAM = "tests.ray_cluster.fake_program:FakeProgram"
-TIMEOUTS = GangTimeouts(placement_s=20, start_s=60, start_heartbeat_s=30, heartbeat_s=2, drain_s=5, stop_s=5, kill_s=5)
+TIMEOUTS = GangTimeouts(
+    placement_s=20,
+    start_s=60,
+    start_heartbeat_s=30,
+    heartbeat_every_s=0.2,
+    heartbeat_s=2,
+    drain_s=5,
+    stop_s=5,
+    kill_s=5,
+)
 SPEC_OPTIONS = ("run_ahead", "num_buffered", "threads_per_rank", "env")
 
 MakeGang = Callable[..., Gang]

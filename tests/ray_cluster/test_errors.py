@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import sys
 import types
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from ray_cluster.errors import (
     RankFailedError,
     RestartBudgetSpentError,
 )
+from ray_cluster.gang import GangSpec, GangTimeouts
 from ray_cluster.raised import Raised
 from tests.ray_cluster.fake_program import RefusalError
 
@@ -88,3 +90,17 @@ def test_a_cause_of_an_unknown_module_loads_nothing() -> None:
 @pytest.mark.parametrize("kind", list(FailureKind))
 def test_what_a_program_raises_by_itself_is_not_transient(kind: FailureKind) -> None:
     assert kind.is_transient is (kind not in (FailureKind.EXCEPTION, FailureKind.OUT_OF_MEMORY))
+
+
+@pytest.mark.parametrize("limits", [{"start_s": 0}, {"heartbeat_s": -1}, {"heartbeat_every_s": 5}])
+def test_limits_without_sense_are_refused(limits: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(limits))} .*; give"):
+        GangTimeouts(**limits)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"), [({"program": "a.b.C"}, "write package.module:name"), ({"num_buffered": 0}, "at least 1")]
+)
+def test_a_spec_that_cannot_run_is_refused(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        GangSpec(**{"program": "a.b:C", **fields})

@@ -5,17 +5,33 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ray_cluster.errors import FailureKind, GangBusyError, RankFailedError
+from ray_cluster.gang import Gang
+from ray_cluster.local import LocalCluster
+from ray_cluster.placement import create_placement
 from ray_cluster.processes import is_alive
-from tests.ray_cluster.conftest import MakeGang, eventually, in_time
+from tests.ray_cluster.conftest import TIMEOUTS, MakeGang, bundles, eventually, in_time, spec
 from tests.ray_cluster.fake_program import FakeTask
 
 pytestmark = pytest.mark.usefixtures("cluster")
+
+
+@pytest.fixture(scope="module")
+def shared_gang(cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gang]:
+    """One gang of three for the tests that leave it whole."""
+    assert cluster.address
+    program = spec(tmp_path_factory.mktemp("shared"))
+    with (
+        create_placement(bundles(3), name="shared", timeout_s=20) as placement,
+        Gang.start(placement, program, name="shared", timeouts=TIMEOUTS) as gang,
+    ):
+        yield gang
 
 
 def indices(items: Any) -> list[int]:
@@ -44,16 +60,15 @@ def test_no_rank_runs_further_ahead_than_the_window(make_gang: MakeGang, tmp_pat
     assert num_taken == 12
 
 
-def test_a_consumer_slower_than_the_progress_limit_is_no_failure(make_gang: MakeGang) -> None:
-    gang = make_gang(2)
-    items = gang.run(FakeTask(8), item_limit_s=lambda _: 0.5)
+def test_a_consumer_slower_than_the_progress_limit_is_no_failure(shared_gang: Gang) -> None:
+    items = shared_gang.run(FakeTask(8), item_limit_s=lambda _: 0.5)
     first = next(items)
     time.sleep(1.5)
     assert indices([first, *items]) == list(range(8))
 
 
-def test_cancel_ends_the_task_early_and_the_next_one_runs_whole(make_gang: MakeGang) -> None:
-    gang = make_gang(3)
+def test_cancel_ends_the_task_early_and_the_next_one_runs_whole(shared_gang: Gang) -> None:
+    gang = shared_gang
     items = gang.run(FakeTask(10_000), item_limit_s=in_time)
     first = [next(items), next(items)]
     threading.Thread(target=gang.cancel).start()
@@ -61,8 +76,8 @@ def test_cancel_ends_the_task_early_and_the_next_one_runs_whole(make_gang: MakeG
     assert indices(gang.run(FakeTask(5), item_limit_s=in_time)) == list(range(5))
 
 
-def test_closing_the_iterator_ends_the_task(make_gang: MakeGang) -> None:
-    gang = make_gang(3)
+def test_closing_the_iterator_ends_the_task(shared_gang: Gang) -> None:
+    gang = shared_gang
     items = gang.run(FakeTask(10_000), item_limit_s=in_time)
     assert indices(itertools.islice(items, 3)) == [0, 1, 2]
     items.close()
@@ -109,8 +124,8 @@ def test_a_start_that_takes_too_long_says_who_does_what(make_gang: MakeGang) -> 
     assert caught.value.kind is FailureKind.NO_PROGRESS
 
 
-def test_a_gang_runs_one_task_at_a_time(make_gang: MakeGang) -> None:
-    gang = make_gang(1)
+def test_a_gang_runs_one_task_at_a_time(shared_gang: Gang) -> None:
+    gang = shared_gang
     items = gang.run(FakeTask(3), item_limit_s=in_time)
     next(items)
     with pytest.raises(GangBusyError, match="runs a task already"):
@@ -118,8 +133,8 @@ def test_a_gang_runs_one_task_at_a_time(make_gang: MakeGang) -> None:
     assert indices(items) == [1, 2]
 
 
-def test_two_gangs_share_a_machine(make_gang: MakeGang) -> None:
-    left, right = make_gang(2), make_gang(2)
+def test_two_gangs_share_a_machine(make_gang: MakeGang, shared_gang: Gang) -> None:
+    left, right = shared_gang, make_gang(2)
     pairs = zip(
         left.run(FakeTask(6, "l"), item_limit_s=in_time), right.run(FakeTask(6, "r"), item_limit_s=in_time), strict=True
     )
