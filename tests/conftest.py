@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from _pytest.terminal import TerminalReporter
 
+from ray_cluster.local import MIB, LocalCluster, local_cluster
 from serve_app.model.random_checkpoint import write_checkpoint
 from tests.small_model import SMALL
 
@@ -18,6 +20,13 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("small") / "ckpt"
     write_checkpoint(root, SMALL)
     return root
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[LocalCluster]:
+    """One Ray for all tests of a run, with eight logical GPUs."""
+    with local_cluster(num_cpus=2, num_gpus=8, object_store_bytes=256 * MIB) as started:
+        yield started
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:

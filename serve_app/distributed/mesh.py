@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cached_property
 
 import torch
@@ -37,23 +38,26 @@ class Axis:
 class Mesh:
     """The place of this rank, its neighbours, and the axes that it is on."""
 
-    def __init__(self, layout: ParallelLayout, seat: Seat, *, store: TCPStore | None, timeout_s: float) -> None:
+    def __init__(
+        self, layout: ParallelLayout, seat: Seat, *, store: TCPStore | None, meet_s: float, collective_s: float
+    ) -> None:
         """Meets the other ranks; a gang of one has nobody to meet. Raises RankError.
 
-        `store` is the meeting point where this rank opened it; `timeout_s` bounds every collective.
+        `store` is the meeting point where this rank opened it; `meet_s` bounds the meeting, `collective_s` every
+        exchange after it.
         """
         assert seat.num_ranks == layout.world_size, f"{seat.num_ranks} ranks for {layout}"
         self.layout = layout
         self.place: RankPlace = layout.place(seat.rank)
         self.device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
         self.traffic = Traffic()
-        self._timeout_s = timeout_s
+        self._timeout_s = collective_s
         self.ulysses: Axis | None = None
         self.decoders: Axis | None = None
         if layout.world_size > 1:
             if self.device.type == "cuda":
                 torch.cuda.set_device(self.device)
-            rendezvous.join(seat, own_store=store, timeout_s=timeout_s)
+            rendezvous.join(seat, own_store=store, timeout_s=meet_s)
             self._open_axes()
 
     def _open_axes(self) -> None:
@@ -71,7 +75,7 @@ class Mesh:
         """Returns the axis over `ranks` when this rank is on it; one rank alone is no axis."""
         if len(ranks) == 1:
             return None
-        group = distributed.new_group(list(ranks))
+        group = distributed.new_group(list(ranks), timeout=timedelta(seconds=self._timeout_s))
         if self.place.rank not in ranks:
             return None
         return Axis(group, tuple(self._peer(rank) for rank in ranks), ranks.index(self.place.rank))

@@ -38,7 +38,7 @@ def join(seat: Seat, *, own_store: TCPStore | None, timeout_s: float) -> None:
     """Meets the other ranks of the gang and opens the default process group.
 
     NCCL carries CUDA tensors, gloo those of the CPU. `timeout_s` holds for the meeting and for every collective
-    after it. Raises RankError.
+    of all ranks. Raises RankError.
     """
     timeout = timedelta(seconds=timeout_s)
     try:

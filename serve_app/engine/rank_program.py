@@ -60,7 +60,10 @@ class AvatarProgram:
     def start(self, seat: Seat) -> StartReport:
         """Meets the other ranks and loads what this role needs; raises RankError, CheckpointError."""
         torch.backends.cudnn.deterministic = True  # same seed, same bytes
-        self._mesh = Mesh(self._layout, seat, store=self._store, timeout_s=self._deadlines.meet_s)
+        deadlines = self._deadlines
+        self._mesh = Mesh(
+            self._layout, seat, store=self._store, meet_s=deadlines.meet_s, collective_s=deadlines.later_s
+        )
         self._networks = load_networks(self._checkpoint, self._cache_dir, self._mesh)
         return StartReport(
             role=str(self._mesh.place), is_output=self._mesh.is_output, facts=self._networks.facts(self._mesh)

@@ -6,11 +6,13 @@ Here the frames stay float32, for 8 bits would hide differences.
 from __future__ import annotations
 
 import multiprocessing
-import queue
+import os
 import traceback
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from serve_app.engine.rank_program import AvatarProgram, Deadlines
 from serve_app.planning.layout import ParallelLayout
 from serve_app.task import RenderTask
 
-TIMEOUT_S = 90
+TIMEOUT_S = 60
 DEADLINES = Deadlines(meet_s=60, first_s=60, later_s=60)
 # One process that has imported torch and the engine, from which ranks are forked: an import takes seconds.
 CONTEXT: ForkServerContext = multiprocessing.get_context("forkserver")
@@ -41,68 +43,80 @@ class Run:
 
 
 class Ranks:
-    """The processes of one gang; `run` gives the same task to all."""
+    """The processes of one gang, each at the end of a pipe of its own; `run` gives the same task to all."""
 
     def __init__(self, checkpoint: Path, layout: str, deadlines: Deadlines) -> None:
         self.num_ranks = ParallelLayout.parse(layout).world_size
         options = {"checkpoint": str(checkpoint), "cache_dir": Path("unused"), "layout": layout, "deadlines": deadlines}
-        self.answers: Any = CONTEXT.Queue()
-        self._addresses: Any = CONTEXT.Queue()
-        self.tasks: list[Any] = [CONTEXT.Queue() for _ in range(self.num_ranks)]
-        self.processes: list[ForkServerProcess] = [
-            CONTEXT.Process(
-                target=_serve,
-                args=(rank, self.num_ranks, options, self._addresses, self.tasks[rank], self.answers),
-                daemon=True,
+        self._pipes: list[Connection] = []
+        self.processes: list[ForkServerProcess] = []
+        for rank in range(self.num_ranks):
+            ours, theirs = CONTEXT.Pipe()
+            self._pipes.append(ours)
+            self.processes.append(
+                CONTEXT.Process(target=_serve, args=(rank, self.num_ranks, options, theirs), daemon=True)
             )
-            for rank in range(self.num_ranks)
-        ]
+            self.processes[-1].start()
+            theirs.close()  # so that the end of the process is the end of the pipe
 
     def start(self) -> list[Any]:
-        """Returns the ranks' start reports."""
-        for process in self.processes:
-            process.start()
-        return self._collect()
+        """Lets the ranks meet; returns their start reports."""
+        address = self._answer(0)
+        for pipe in self._pipes[1:]:
+            pipe.send(address)
+        return [self._answer(rank) for rank in range(self.num_ranks)]
 
     def run(self, task: RenderTask, *, cancel_before: int | None = None) -> Run:
         answers = self._answers_to(task, cancel_before)
         blocks = [block for made, _ in answers for block in made]
         assert [block.index for block in blocks] == list(range(len(blocks)))
-        sent: dict[str, int] = {}
+        sent: Counter[str] = Counter()
         for _, by_purpose in answers:
-            for purpose, count in by_purpose.items():
-                sent[purpose] = sent.get(purpose, 0) + count
-        return Run(np.concatenate([block.frames for block in blocks]), sent)
+            sent.update(by_purpose)
+        return Run(np.concatenate([block.frames for block in blocks]), dict(sent))
 
     def run_to_nothing(self, task: RenderTask) -> None:
         """Cancels before the first block, and sees that there is none."""
         assert [made for made, _ in self._answers_to(task, 0)] == [[]] * self.num_ranks
 
+    def signal(self, rank: int, number: int) -> None:
+        pid = self.processes[rank].pid
+        assert pid is not None
+        os.kill(pid, number)
+
+    def failures(self, task: RenderTask, *, of: list[int]) -> dict[int, str]:
+        """Gives the task to these ranks and returns what they raise."""
+        for rank in of:
+            self._pipes[rank].send((task, None))
+        return {rank: self._received(rank)[1] for rank in of}
+
     def stop(self) -> None:
-        for tasks in self.tasks:
-            tasks.put(None)
-        for process in self.processes:
-            process.join(timeout=10)
-            if process.is_alive():
-                process.kill()
-                process.join()
+        for process, pipe in zip(self.processes, self._pipes, strict=True):
+            with suppress(OSError):
+                pipe.send(None)
+            process.join(timeout=1)
+            process.kill()
+            process.join()
+            pipe.close()
 
     def _answers_to(self, task: RenderTask, cancel_before: int | None) -> list[Any]:
-        for tasks in self.tasks:
-            tasks.put((task, cancel_before))
-        return self._collect()
+        for pipe in self._pipes:
+            pipe.send((task, cancel_before))
+        return [self._answer(rank) for rank in range(self.num_ranks)]
 
-    def _collect(self) -> list[Any]:
-        answers: list[Any] = [None] * self.num_ranks
-        for _ in range(self.num_ranks):
-            try:
-                rank, answer, failure = self.answers.get(timeout=TIMEOUT_S)
-            except queue.Empty:
-                raise TimeoutError(f"ranks answer nothing for {TIMEOUT_S} s") from None
-            if failure:
-                raise RuntimeError(f"rank {rank}: {failure}")
-            answers[rank] = answer
-        return answers
+    def _answer(self, rank: int) -> Any:
+        answer, failure = self._received(rank)
+        if failure:
+            raise RuntimeError(f"rank {rank}: {failure}")
+        return answer
+
+    def _received(self, rank: int) -> tuple[Any, str]:
+        """Returns what a rank answers, and what it raised."""
+        pipe = self._pipes[rank]
+        if not pipe.poll(TIMEOUT_S):
+            raise TimeoutError(f"rank {rank} answers nothing for {TIMEOUT_S} s")
+        received: tuple[Any, str] = pipe.recv()
+        return received
 
 
 @contextmanager
@@ -116,28 +130,22 @@ def ranks(checkpoint: Path, layout: str, deadlines: Deadlines = DEADLINES) -> It
         gang.stop()
 
 
-def _serve(rank: int, num_ranks: int, options: dict[str, Any], addresses: Any, tasks: Any, answers: Any) -> None:
+def _serve(rank: int, num_ranks: int, options: dict[str, Any], pipe: Connection) -> None:
     """What a rank's process does: start, then task after task until None."""
     torch.set_num_threads(1)
     rank_program.to_pixels = _exact_pixels
     try:
         program = AvatarProgram(**options)
+        address = program.open_rendezvous("127.0.0.1") if rank == 0 else pipe.recv()
         if rank == 0:
-            address = program.open_rendezvous("127.0.0.1")
-            for _ in range(num_ranks - 1):
-                addresses.put(address)
-        else:
-            address = addresses.get(timeout=TIMEOUT_S)
-        answers.put((rank, program.start(Seat(rank, num_ranks, address)), ""))
-        while (order := tasks.get()) is not None:
+            pipe.send((address, ""))
+        pipe.send((program.start(Seat(rank, num_ranks, address)), ""))
+        while (order := pipe.recv()) is not None:
             task, cancel_before = order
-            made: list[Any] = []
-            begun = _Begun(cancel_before)
-            made.extend(program.run(task, begun))
-            answers.put((rank, (made, program.sent_bytes()), ""))
+            pipe.send(((list(program.run(task, _Begun(cancel_before))), program.sent_bytes()), ""))
         program.close()
     except BaseException:  # whatever it is, the test shall see it
-        answers.put((rank, None, traceback.format_exc()))
+        pipe.send((None, traceback.format_exc()))
 
 
 def _exact_pixels(video_CTHW: torch.Tensor) -> torch.Tensor:  # noqa: N803
