@@ -103,8 +103,7 @@ def fits(
     more than there are is a mistake of the caller, who knows what to tell (`plan_report`, admission).
     """
     remarks = check_layout(layout, num_heads=dims.dit.num_heads, sample_steps=work.sample_steps)
-    fleet = _Fleet(gpus, calibration, dtype, dims)
-    ranks = fleet.budgets(work, layout)
+    ranks = rank_budgets(work, layout, gpus, calibration=calibration, dtype=dtype, dims=dims)
     if all(rank.is_enough for rank in ranks):
         return Feasible(ranks, remarks)
     worst = max(ranks, key=lambda rank: rank.needed_bytes)
@@ -113,10 +112,33 @@ def fits(
         rank=worst.place,
         needed_bytes=worst.needed_bytes,
         available_bytes=worst.available_bytes,
-        nearest=tuple(fleet.nearest(work, layout)),
+        nearest=tuple(_Fleet(gpus, calibration, dtype, dims).nearest(work, layout)),
         ranks=ranks,
         remarks=remarks,
     )
+
+
+def rank_budgets(
+    work: Workload,
+    layout: ParallelLayout,
+    gpus: Gpus,
+    *,
+    calibration: Calibration,
+    dtype: DType = "bfloat16",
+    dims: ModelDims = PUBLISHED,
+) -> tuple[RankBudget, ...]:
+    """Returns every rank's memory beside its card."""
+    memories = estimate(work, layout, dtype=dtype, calibration=calibration, dims=dims)
+    return tuple(_budget(memory, gpus, calibration) for memory in memories)
+
+
+def _budget(memory: RankMemory, gpus: Gpus, calibration: Calibration) -> RankBudget:
+    margin, total = calibration.dynamic_margin, gpus.kind.total_bytes
+    phase = memory.worst_phase(margin=margin)
+    # The reserve first: what does not fit is then something that a user can change.
+    reserve = Part("reserve", calibration.reserve(total))
+    lines = (reserve, *memory.parts_during(phase), Part(phase.name, phase.with_margin(margin)))
+    return RankBudget(memory.place, lines, total)
 
 
 def layouts_for(num_gpus: int, *, num_heads: int, sample_steps: int) -> Iterator[ParallelLayout]:
@@ -146,21 +168,12 @@ class _Fleet:
     dims: ModelDims
 
     def budgets(self, work: Workload, layout: ParallelLayout) -> tuple[RankBudget, ...]:
-        memories = estimate(work, layout, dtype=self.dtype, calibration=self.calibration, dims=self.dims)
-        return tuple(self._budget(memory) for memory in memories)
+        return rank_budgets(work, layout, self.gpus, calibration=self.calibration, dtype=self.dtype, dims=self.dims)
 
     def nearest(self, work: Workload, layout: ParallelLayout) -> list[Alternative]:
         """Returns what fits instead, best first: the same video in another layout, then a smaller one in this."""
         found = {(one.work, one.layout): one for one in self._candidates(work, layout) if one is not None}
         return list(found.values())[:MAX_NEAREST]
-
-    def _budget(self, memory: RankMemory) -> RankBudget:
-        margin, total = self.calibration.dynamic_margin, self.gpus.kind.total_bytes
-        phase = memory.worst_phase(margin=margin)
-        # The reserve first: what does not fit is then something that a user can change.
-        reserve = Part("reserve", self.calibration.reserve(total))
-        lines = (reserve, *memory.parts_during(phase), Part(phase.name, phase.with_margin(margin)))
-        return RankBudget(memory.place, lines, total)
 
     def _candidates(self, work: Workload, layout: ParallelLayout) -> Iterator[Alternative | None]:
         others = [other for other in self._by_speed(work) if other != layout]
