@@ -23,6 +23,7 @@ CONTROL_PLANE = [
     "doctor",
     "plan_report",
     "rendering",
+    "jobs",
     "media",
     "storage",
     "schemas",
