@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
+from serve_app.commands.calibrate import add_calibrate
 from serve_app.commands.checkpoint import add_convert, add_verify
 from serve_app.commands.doctor import add_doctor
 from serve_app.commands.plan import add_plan
@@ -43,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_plan(
         commands.add_parser("plan", help="does a video fit these cards, and how long does it take", allow_abbrev=False)
     )
+    add_calibrate(commands.add_parser("calibrate", help="measure this GPU for plan", allow_abbrev=False))
     add_convert(commands.add_parser("convert", help="merge and cast a checkpoint folder", allow_abbrev=False))
     checkpoint = commands.add_parser("checkpoint", help="look after checkpoint folders").add_subparsers(required=True)
     add_verify(checkpoint.add_parser("verify", help="read every tensor and name what is wrong", allow_abbrev=False))
