@@ -7,7 +7,8 @@ import io
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 
 from serve_app.commands.calibrate import add_calibrate
@@ -29,11 +30,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _print_any_name()
         options = _parse(sys.argv[1:] if arguments is None else arguments)
         options.is_stopped = stop.is_received
+        options.stopping_later = stop.later
         return int(options.run(options))
-    except (AvatarError, _Stopped) as error:
-        # Once stopped, whatever ends the work does so because of that.
-        print(f"live-avatar: {stop.message if stop.is_received() else error}", file=sys.stderr)
-        return stop.exit_code if isinstance(error, _Stopped) or stop.is_received() else error.exit_code
+    except AvatarError as error:
+        if not stop.is_received():
+            print(f"live-avatar: {error}", file=sys.stderr)
+            return error.exit_code
+    except BaseException:
+        if not stop.is_received():
+            raise
+    # Once stopped, whatever ended the work did so because of that.
+    print(f"live-avatar: {stop.message}", file=sys.stderr)
+    return stop.exit_code
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -88,6 +96,7 @@ class _StopSignals:
 
     def __init__(self) -> None:
         self._received: int | None = None
+        self._raises = True
 
     def listen(self) -> None:
         for kind in STOP_SIGNALS:
@@ -108,9 +117,19 @@ class _StopSignals:
         assert self._received is not None
         return 128 + self._received
 
+    @contextmanager
+    def later(self) -> Iterator[None]:
+        """Only notes the first signal, for code that no exception may interrupt and that asks `is_received` itself."""
+        self._raises = False
+        try:
+            yield
+        finally:
+            self._raises = True
+
     def _stop(self, kind: int, _frame: FrameType | None) -> None:
-        self._received = kind
-        raise _Stopped
+        is_first, self._received = self._received is None, kind
+        if self._raises or not is_first:
+            raise _Stopped
 
 
 def _say_unless_stopped(unraisable: sys.UnraisableHookArgs) -> None:

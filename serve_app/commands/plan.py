@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
 from ray_cluster.inventory import local_gpus
 from ray_cluster.nvml import NoGpus
@@ -37,6 +38,7 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     add("--infer-frames", type=int, help=f"frames per clip and KV window (default {DEFAULT_INFER_FRAMES})")
     add("--sample-steps", type=int, help=f"denoising steps per block (default {DEFAULT_SAMPLE_STEPS})")
     add_layout(parser)
+    add("--calibration", type=Path, default=DEFAULT_FILE, metavar="FILE", help="another one, made by calibrate")
     add("--matrix", action="store_true", help="print what fits where: usual sizes by hardware, as Markdown")
     add("--json", action="store_true", help="print one JSON object instead of a table")
     parser.set_defaults(run=_plan, parser=parser)
@@ -44,7 +46,7 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
 
 def _plan(options: argparse.Namespace) -> int:
     """Prints the plan; exit code 3 when the video never fits."""
-    calibration = load_calibration(DEFAULT_FILE)
+    calibration = load_calibration(options.calibration)
     if options.matrix:
         print(as_matrix(calibration))
         return 0

@@ -91,7 +91,10 @@ def _source(options: argparse.Namespace, config: AppConfig) -> Iterator[FrameSou
         yield InProcessSource(checkpoint=options.checkpoint, cache_dir=config.cache_dir)
         return
     gang = import_object("serve_app.deployments.local_gang:LocalGangSource")  # Ray takes a second to import
-    with gang(layout, checkpoint=options.checkpoint, cache_dir=config.cache_dir, on_start=_say) as source:
+    with (
+        options.stopping_later(),  # an exception from a signal would break Ray where it is
+        gang(layout, checkpoint=options.checkpoint, config=config, on_start=_say) as source,
+    ):
         yield source
 
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from contextlib import closing
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
-from ray_cluster.errors import ClusterError, RankFailedError
+from ray_cluster.errors import ClusterError, GroupUnavailableError, RankFailedError
 from ray_cluster.gang import GangSpec
-from ray_cluster.replica_group import ReplicaGroup
+from ray_cluster.replica_group import GroupState, ReplicaGroup
 from serve_app.errors import AvatarError, GangFailedError, RenderCancelledError
 from serve_app.planning.layout import ParallelLayout
 from serve_app.rendering.frames import PROGRAM, SHARED_CORES, IsCancelled
 from serve_app.task import FrameBlock, RenderTask
 from serve_app.troubleshooting import remedy_for
+
+_LOOK_EVERY_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,11 @@ class GangSource:
     def frames(self, task: RenderTask, *, is_cancelled: IsCancelled) -> Iterator[FrameBlock]:
         """See FrameSource; raises GangFailedError, or what the program itself raised, when a rank fails."""
         times = BlockTimes(self._limits)
-        blocks = self._group.run(task, item_limit_s=times.limit_s, ready_timeout_s=self._ready_timeout_s)
         try:
+            wait_ready(self._group, timeout_s=self._ready_timeout_s, is_cancelled=is_cancelled)
+            blocks = self._group.run(task, item_limit_s=times.limit_s)
             # Closing cancels what still runs, and waits for its border.
-            with closing(cast("Generator[FrameBlock]", blocks)):
+            with _cancelling(self._group, is_cancelled), closing(blocks):
                 for block in blocks:
                     if is_cancelled():
                         break
@@ -69,7 +73,45 @@ class GangSource:
         except ClusterError as error:
             raise as_avatar_error(error) from error
         if len(times.seconds) < task.timeline.num_blocks and is_cancelled():
-            raise RenderCancelledError("the render was cancelled", remedy="start it again to get the whole video")
+            raise _cancelled()
+
+
+def wait_ready(group: ReplicaGroup, *, timeout_s: float, is_cancelled: IsCancelled) -> None:
+    """Waits until the group takes a task; raises RenderCancelledError soon after a cancel."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            group.wait_ready(timeout_s=_LOOK_EVERY_S)
+        except GroupUnavailableError:
+            if is_cancelled():
+                raise _cancelled() from None
+            if group.state is not GroupState.STARTING or time.monotonic() > deadline:
+                raise
+        else:
+            return
+
+
+@contextmanager
+def _cancelling(group: ReplicaGroup, is_cancelled: IsCancelled) -> Iterator[None]:
+    """Cancels the group's task as soon as it should be, also while the consumer waits for a block."""
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(_LOOK_EVERY_S):
+            if is_cancelled():
+                group.cancel()
+
+    watcher = threading.Thread(target=watch, name="cancel-watch", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        watcher.join()
+
+
+def _cancelled() -> RenderCancelledError:
+    return RenderCancelledError("the render was cancelled", remedy="start it again to get the whole video")
 
 
 def gang_spec(layout: ParallelLayout, *, checkpoint: str, cache_dir: Path, threads_per_rank: int) -> GangSpec:

@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -17,9 +16,10 @@ from ray_cluster.inventory import local_gpus
 from ray_cluster.local import local_cluster
 from ray_cluster.nvml import NoGpus
 from ray_cluster.replica_group import ReplicaGroup
-from serve_app.deployments.gang_source import GangSource, ProgressLimits, as_avatar_error, gang_spec
+from serve_app.deployments.gang_source import GangSource, ProgressLimits, as_avatar_error, gang_spec, wait_ready
 from serve_app.planning.layout import ParallelLayout
 from serve_app.rendering.frames import IsCancelled
+from serve_app.schemas.config import AppConfig
 from serve_app.task import FrameBlock, RenderTask
 
 _SPARE_CPUS = 4
@@ -30,12 +30,12 @@ class LocalGangSource:
     """A FrameSource whose Ray and gang start with the first task, when its inputs are known to be good."""
 
     def __init__(
-        self, layout: ParallelLayout, *, checkpoint: str, cache_dir: Path, on_start: Callable[[str], None]
+        self, layout: ParallelLayout, *, checkpoint: str, config: AppConfig, on_start: Callable[[str], None]
     ) -> None:
         """`on_start` is told one line when the ranks are ready."""
         self._layout = layout
         self._checkpoint = checkpoint
-        self._cache_dir = cache_dir
+        self._config = config
         self._on_start = on_start
         self._open = ExitStack()
         self._source: GangSource | None = None
@@ -50,12 +50,12 @@ class LocalGangSource:
         """See FrameSource; the first call starts Ray and the ranks, and may raise what they raise."""
         if self._source is None:
             try:
-                self._source = self._start()
+                self._source = self._start(is_cancelled)
             except ClusterError as error:
                 raise as_avatar_error(error) from error
         return self._source.frames(task, is_cancelled=is_cancelled)
 
-    def _start(self) -> GangSource:
+    def _start(self, is_cancelled: IsCancelled) -> GangSource:
         started = time.perf_counter()
         num_ranks, timeouts = self._layout.world_size, GangTimeouts()
         gpus = local_gpus()
@@ -64,11 +64,13 @@ class LocalGangSource:
         spec = gang_spec(
             self._layout,
             checkpoint=self._checkpoint,
-            cache_dir=self._cache_dir,
-            threads_per_rank=max(1, (os.cpu_count() or 1) // num_ranks),
+            cache_dir=self._config.cache_dir,
+            threads_per_rank=self._config.threads or max(1, (os.cpu_count() or 1) // num_ranks),
         )
         group = ReplicaGroup("local", spec, GroupBundles(num_ranks), timeouts=timeouts)
-        self._open.enter_context(group)
+        self._open.callback(group.stop)
+        group.start()
+        wait_ready(group, timeout_s=timeouts.placement_s + timeouts.start_s, is_cancelled=is_cancelled)
         where = "CPU" if isinstance(gpus, NoGpus) else f"{len(gpus)} GPUs"
         ranks = "1 rank" if num_ranks == 1 else f"{num_ranks} ranks"
         seconds = time.perf_counter() - started

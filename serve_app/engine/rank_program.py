@@ -122,7 +122,14 @@ class AvatarProgram:
         assert conditioner is not None, "the source has the encoders"
         control.note("makes the conditions")
         conditions = conditioner.conditions(task)
-        yield from begin_blocks(conditions, conditioner.voice(task), plan, control, self._mesh.device)
+        yield from begin_blocks(
+            conditions,
+            conditioner.voice(task),
+            plan,
+            control=control,
+            device=self._mesh.device,
+            pause_s=deadlines.later_s / 4,
+        )
 
     def _decoded(self, messages: Iterator[Message], control: RunControl) -> Iterator[FrameBlock]:
         """Yields whole frames on the output rank; other decoders hand it their strips."""

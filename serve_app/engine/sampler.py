@@ -21,9 +21,6 @@ from serve_app.model.dit import CausalDiT
 from serve_app.model.vae import VideoVAE
 from serve_app.planning.geometry import FRAMES_PER_BLOCK, BlockPosition
 
-PAUSE_S = 5.0
-"""How long a gang waits for a slow consumer before it tells the ranks that all is well."""
-
 
 class Voice(Protocol):
     """The features of the speech by video frame: [1, 25, C, frames]."""
@@ -42,13 +39,22 @@ class ReferenceReturn(Protocol):
 
 
 def begin_blocks(
-    conditions: Conditions, voice: Voice, plan: RolloutPlan, control: RunControl, device: torch.device
+    conditions: Conditions,
+    voice: Voice,
+    plan: RolloutPlan,
+    *,
+    control: RunControl,
+    device: torch.device,
+    pause_s: float,
 ) -> Iterator[Message]:
-    """Yields the opening and every block with its noise; ends early at the first block border after a cancel."""
+    """Yields the opening and every block with its noise; ends early at the first block border after a cancel.
+
+    While the consumer is too far behind, a Pause comes every `pause_s`: the others shall not take it for a failure.
+    """
     yield Opening(conditions)
     noise = ClipNoise(plan, num_channels=conditions.motion.shape[0])
     for block in plan.timeline.blocks():
-        while not control.wait_for_turn(block.index, timeout_s=PAUSE_S):
+        while not control.wait_for_turn(block.index, timeout_s=pause_s):
             yield Pause()
         if control.is_cancelled():
             return

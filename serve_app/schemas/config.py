@@ -49,7 +49,13 @@ class AppConfig(Frozen):
     image: ImageLimits = ImageLimits()
     audio: AudioLimits = AudioLimits()
     encoding: VideoEncoding = VideoEncoding()
+    threads: int | None = Field(default_factory=lambda: _threads(os.environ.get("OMP_NUM_THREADS")), ge=1)
+    """Compute threads of each rank on a CPU; None: the cores are shared out. Other numbers give other last digits."""
     cache_dir: Path = Field(default_factory=lambda: _cache_dir(os.environ.get("XDG_CACHE_HOME")))
+
+
+def _threads(omp_num_threads: str | None) -> int | None:
+    return int(omp_num_threads) if omp_num_threads and omp_num_threads.isdecimal() else None
 
 
 def _cache_dir(xdg_cache_home: str | None) -> Path:

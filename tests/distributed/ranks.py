@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator
@@ -66,8 +67,9 @@ class Ranks:
             pipe.send(address)
         return [self._answer(rank) for rank in range(self.num_ranks)]
 
-    def run(self, task: RenderTask, *, cancel_before: int | None = None) -> Run:
-        answers = self._answers_to(task, cancel_before)
+    def run(self, task: RenderTask, *, cancel_before: int | None = None, pauses: int = 0) -> Run:
+        """The source waits `pauses` times in vain for its turn with block 2."""
+        answers = self._answers_to(task, cancel_before, pauses)
         blocks = [block for made, _ in answers for block in made]
         assert [block.index for block in blocks] == list(range(len(blocks)))
         sent: Counter[str] = Counter()
@@ -77,7 +79,7 @@ class Ranks:
 
     def run_to_nothing(self, task: RenderTask) -> None:
         """Cancels before the first block, and sees that there is none."""
-        assert [made for made, _ in self._answers_to(task, 0)] == [[]] * self.num_ranks
+        assert [made for made, _ in self._answers_to(task, 0, 0)] == [[]] * self.num_ranks
 
     def signal(self, rank: int, number: int) -> None:
         pid = self.processes[rank].pid
@@ -87,7 +89,7 @@ class Ranks:
     def failures(self, task: RenderTask, *, of: list[int]) -> dict[int, str]:
         """Gives the task to these ranks and returns what they raise."""
         for rank in of:
-            self._pipes[rank].send((task, None))
+            self._pipes[rank].send((task, None, 0))
         return {rank: self._received(rank)[1] for rank in of}
 
     def stop(self) -> None:
@@ -99,9 +101,9 @@ class Ranks:
             process.join()
             pipe.close()
 
-    def _answers_to(self, task: RenderTask, cancel_before: int | None) -> list[Any]:
+    def _answers_to(self, task: RenderTask, cancel_before: int | None, pauses: int) -> list[Any]:
         for pipe in self._pipes:
-            pipe.send((task, cancel_before))
+            pipe.send((task, cancel_before, pauses))
         return [self._answer(rank) for rank in range(self.num_ranks)]
 
     def _answer(self, rank: int) -> Any:
@@ -141,8 +143,8 @@ def _serve(rank: int, num_ranks: int, options: dict[str, Any], pipe: Connection)
             pipe.send((address, ""))
         pipe.send((program.start(Seat(rank, num_ranks, address)), ""))
         while (order := pipe.recv()) is not None:
-            task, cancel_before = order
-            pipe.send(((list(program.run(task, _Begun(cancel_before))), program.sent_bytes()), ""))
+            task, *orders = order
+            pipe.send(((list(program.run(task, _Begun(*orders))), program.sent_bytes()), ""))
         program.close()
     except BaseException:  # whatever it is, the test shall see it
         pipe.send((None, traceback.format_exc()))
@@ -153,13 +155,18 @@ def _exact_pixels(video_CTHW: torch.Tensor) -> torch.Tensor:  # noqa: N803
 
 
 class _Begun(Unattended):
-    """Cancels when the source asks for its turn with block `cancel_before`."""
+    """Cancels when the source asks for its turn with block `cancel_before`; lets it wait before block 2."""
 
-    def __init__(self, cancel_before: int | None) -> None:
+    def __init__(self, cancel_before: int | None, pauses: int) -> None:
         super().__init__(lambda: self._is_cancelled)
         self._is_cancelled = False
         self._cancel_before = cancel_before
+        self._pauses = pauses
 
-    def wait_for_turn(self, index: int, *, timeout_s: float) -> bool:  # noqa: ARG002
+    def wait_for_turn(self, index: int, *, timeout_s: float) -> bool:
         self._is_cancelled = index == self._cancel_before
+        if index == 2 and self._pauses:
+            self._pauses -= 1
+            time.sleep(timeout_s)  # as a gang does while nothing is taken
+            return False
         return True

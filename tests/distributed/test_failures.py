@@ -44,6 +44,12 @@ def test_neighbours_of_a_rank_that_hangs_give_up_at_their_deadline(gang: Ranks) 
     assert "stage 1, ulysses 0 (rank 1)" in failures[2]
 
 
+@pytest.mark.parametrize("layout", ["stages=2,vae=1", "stages=2,ulysses=2"])
+def test_a_consumer_slower_than_every_deadline_is_no_failure(checkpoint: Path, layout: str) -> None:
+    with ranks(checkpoint, layout, Deadlines(meet_s=60, first_s=60, later_s=2)) as gang:
+        assert len(gang.run(TASK, pauses=8).frames) == 57
+
+
 def test_ranks_that_share_a_call_give_up_together(checkpoint: Path) -> None:
     with ranks(checkpoint, "ulysses=2", Deadlines(meet_s=5, first_s=5, later_s=3)) as gang:
         gang.run(TASK)

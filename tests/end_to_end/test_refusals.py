@@ -51,6 +51,14 @@ def _bad_inputs(inputs: Path, write_wav: WriteWav) -> Path:
     [
         ({"--image": "no.png"}, 'live-avatar: "no.png" cannot be read: No such file or directory; give the path'),
         ({"--audio": "no.wav"}, 'live-avatar: "no.wav" cannot be read: No such file or directory; give the path'),
+        ({"--layout": "stages=0"}, "live-avatar: stages=0 is not a whole number from 1 to 16; use stages=1"),
+        ({"--layout": "stage=2"}, "(did you mean stages?); write single, or some of stages=,ulysses="),
+        ({"--layout": "ulysses=2,weight_shards=3"}, "use weight_shards=1 or weight_shards=2"),
+        ({"--layout": "single", "--ulysses-size": "2"}, "both say how ranks share the video; give one of them"),
+        (
+            {"--num-gpus-dit": "3", "--ulysses-size": "3"},
+            "does not divide the model's 40 attention heads; use num_gpus",
+        ),
         ({"--image": "."}, 'live-avatar: "." is not a regular file; give the path of an existing image file'),
         ({"--image": "voice.wav"}, 'live-avatar: "voice.wav" is not a readable image'),
         ({"--image": "empty.png"}, 'live-avatar: "empty.png" is empty; give the path of a whole image file'),

@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from tests.end_to_end.conftest import started
 from tests.media.conftest import WriteWav
 
 NUM_FRAMES = 1_000
+NUM_RANKS = 2
 
 
 @pytest.mark.parametrize("progress", [f" 0/{NUM_FRAMES} ", f" 12/{NUM_FRAMES} "], ids=["while loading", "in a block"])
@@ -36,9 +38,30 @@ def test_a_stopped_render_leaves_nothing(
     assert set(inputs.rglob("*")) == before
 
 
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=["Ctrl-C", "SIGTERM", "SIGKILL"])
+def test_a_stopped_gang_leaves_no_process_and_no_file(
+    inputs: Path, cache: Path, write_wav: WriteWav, kind: signal.Signals
+) -> None:
+    write_wav(0.3 * np.sin(np.arange(NUM_FRAMES * 640) / 20), 16_000)
+    before = set(inputs.rglob("*"))
+    flags = ["--image=portrait.png", "--audio=voice.wav", "--prompt=A person talks.", "--size=64*64"]
+    with started("render", *flags, "--layout=stages=2", "--out=video.mp4", cwd=inputs, cache=cache) as running:
+        running.wait_for(f" 12/{NUM_FRAMES} ".encode())
+        descendants = psutil.Process(running.process.pid).children(recursive=True)
+        assert len(descendants) > NUM_RANKS
+        code = running.stop(kind)
+    assert code == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[kind], running.stderr.decode()
+    _, alive = psutil.wait_procs(descendants, timeout=30)
+    assert alive == []
+    left = {path for path in inputs.rglob("*") if path not in before}
+    # After SIGKILL nobody is left to remove the unfinished file; its name says what it is.
+    assert all(path.name.endswith(".part") for path in left) if kind is signal.SIGKILL else not left
+
+
 SWALLOWING = """
 import os, signal, sys
 from serve_app import cli
+from serve_app.commands import render
 from serve_app.errors import RenderCancelledError
 
 class DeafSource:
@@ -54,7 +77,7 @@ class DeafSource:
             raise RenderCancelledError("cancelled at the block border", remedy="start it again")
         yield from ()
 
-cli.InProcessSource = DeafSource
+render.InProcessSource = DeafSource
 sys.exit(cli.main(sys.argv[1:]))
 """
 

@@ -47,7 +47,9 @@ class Setting:
     def sample(self, plan: RolloutPlan, *, owners: list[range]) -> list[Tensor]:
         """Returns the latents of every block, made by stages that own these steps, chained in this process."""
         control = Unattended(lambda: False)
-        messages = begin_blocks(self.conditions, self.voice, plan, control, torch.device("cpu"))
+        messages = begin_blocks(
+            self.conditions, self.voice, plan, control=control, device=torch.device("cpu"), pause_s=1
+        )
         last = LocalReturn()
         for steps in owners:
             messages = denoise(messages, self.dit, plan, steps=steps, references=last, control=control)

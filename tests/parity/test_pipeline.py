@@ -103,7 +103,7 @@ def test_latents_and_video_match_the_reference(path: Path, record_property: Any)
 def _render(setting: Setting, conditions: Conditions) -> tuple[Tensor, Tensor]:
     plan, control = setting.plan(), Unattended(lambda: False)
     alone = Mesh(ParallelLayout(), Seat(rank=0, num_ranks=1, rendezvous=""), store=None, meet_s=1, collective_s=1)
-    begun = begin_blocks(conditions, setting.voice(), plan, control, alone.device)
+    begun = begin_blocks(conditions, setting.voice(), plan, control=control, device=alone.device, pause_s=1)
     returns = ReferenceReturn(alone, timeout_s=1)
     denoised = list(denoise(begun, setting.dit, plan, steps=plan.schedule.steps, references=returns, control=control))
     latents = [message.latents for message in denoised if isinstance(message, WorkingBlock)]

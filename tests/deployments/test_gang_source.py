@@ -1,0 +1,174 @@
+"""Frames from gangs on a real Ray: the bytes of one rank, whatever happened to the gang before."""
+
+from __future__ import annotations
+
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ray_cluster.bundles import GroupBundles
+from ray_cluster.local import LocalCluster
+from ray_cluster.replica_group import GroupState, ReplicaGroup
+from serve_app.deployments.gang_source import BlockTimes, GangSource, ProgressLimits, gang_spec
+from serve_app.errors import CheckpointError, GangFailedError, RenderCancelledError
+from serve_app.planning.layout import ParallelLayout
+from serve_app.task import FrameBlock, RenderTask
+from tests.deployments.conftest import TIMEOUTS, StartGroup
+from tests.engine.test_rank_program import a_task, digest
+
+LIMITS = ProgressLimits(first_block_s=60, least_s=10)
+TASK = a_task(frames=60, infer_frames=24)
+LONG = a_task(frames=240, infer_frames=24)
+
+
+def source_of(group: ReplicaGroup) -> GangSource:
+    return GangSource(group, limits=LIMITS, ready_timeout_s=90)
+
+
+def frames(group: ReplicaGroup, task: RenderTask = TASK) -> list[FrameBlock]:
+    return list(source_of(group).frames(task, is_cancelled=lambda: False))
+
+
+@pytest.fixture(scope="module", name="alone")
+def _alone(start_group: StartGroup) -> ReplicaGroup:
+    """A gang of one rank: what the others are compared with."""
+    return start_group("single")
+
+
+@pytest.fixture(scope="module", name="five")
+def _five(start_group: StartGroup) -> ReplicaGroup:
+    return start_group("stages=3,vae=2")
+
+
+def test_five_ranks_make_the_bytes_of_one(alone: ReplicaGroup, five: ReplicaGroup) -> None:
+    assert five.gang is not None
+    assert [report.role for report in five.gang.reports] == [
+        *(f"stage {stage}, ulysses 0" for stage in range(3)),
+        "vae 0",
+        "vae 1",
+    ]
+    made = frames(five)
+    assert [block.index for block in made] == [0, 1, 2, 3, 4]
+    assert digest(made) == digest(frames(alone))
+
+
+def test_two_gangs_on_one_machine_work_at_the_same_time(alone: ReplicaGroup, five: ReplicaGroup) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        at_once = pool.map(lambda group: digest(frames(group, LONG)), [alone, five])
+        first, second = list(at_once)
+    assert first == second
+
+
+def test_a_cancel_takes_effect_at_the_next_block_and_the_next_video_is_right(
+    alone: ReplicaGroup, five: ReplicaGroup
+) -> None:
+    made: list[FrameBlock] = []
+    blocks = source_of(five).frames(LONG, is_cancelled=lambda: len(made) == 2)
+    with pytest.raises(RenderCancelledError):
+        made.extend(_collected(blocks, made))
+    assert [block.index for block in made] == [0, 1]
+    assert five.state is GroupState.READY
+    assert digest(frames(five)) == digest(frames(alone))
+
+
+def _collected(blocks: object, made: list[FrameBlock]) -> list[FrameBlock]:
+    """Puts every block into `made` as soon as it is there."""
+    for block in blocks:  # type: ignore[attr-defined]
+        made.append(block)  # noqa: PERF402
+    return []
+
+
+def test_a_consumer_that_leaves_ends_the_video_and_keeps_the_gang(alone: ReplicaGroup, five: ReplicaGroup) -> None:
+    before = pids(five)
+    blocks = source_of(five).frames(LONG, is_cancelled=lambda: False)
+    next(blocks)
+    blocks.close()  # type: ignore[attr-defined]
+    assert digest(frames(five)) == digest(frames(alone))
+    assert pids(five) == before
+
+
+def pids(group: ReplicaGroup) -> list[int]:
+    group.wait_ready(timeout_s=90)
+    assert group.gang is not None
+    return [beat.process.pid for beat in group.gang.heartbeats()]
+
+
+def lose_rank(group: ReplicaGroup, rank: int, how: int) -> GangFailedError:
+    """Sends a rank this signal when the first block of a video is there; returns what the consumer is told."""
+    victim = pids(group)[rank]
+    blocks = source_of(group).frames(LONG, is_cancelled=lambda: False)
+    next(blocks)
+    os.kill(victim, how)
+    with pytest.raises(GangFailedError) as caught:
+        list(blocks)
+    return caught.value
+
+
+@pytest.fixture(scope="module", name="three")
+def _three(start_group: StartGroup) -> ReplicaGroup:
+    """One rank of each role; each failure is the past of the next one."""
+    return start_group("stages=2,vae=1")
+
+
+@pytest.mark.parametrize(("rank", "role"), [(0, "stage 0"), (1, "stage 1"), (2, "vae 0")])
+def test_a_rank_of_each_role_that_dies_is_named_and_the_next_video_is_right(
+    alone: ReplicaGroup, three: ReplicaGroup, rank: int, role: str
+) -> None:
+    error = lose_rank(three, rank, signal.SIGKILL)
+    assert f"rank {rank} ({role}" in error.message
+    assert digest(frames(three)) == digest(frames(alone))
+
+
+def test_a_rank_that_freezes_is_named_and_the_next_video_is_right(alone: ReplicaGroup, three: ReplicaGroup) -> None:
+    error = lose_rank(three, 1, signal.SIGSTOP)
+    assert "rank 1 (stage 1, ulysses 0) is frozen" in error.message
+    assert digest(frames(three)) == digest(frames(alone))
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("layout", ["stages=2,ulysses=2,vae=1", "ulysses=2,weight_shards=2"])
+def test_every_rank_may_die_or_freeze(start_group: StartGroup, layout: str) -> None:
+    group = start_group(layout)
+    expected = digest(frames(group))
+    for how in (signal.SIGKILL, signal.SIGSTOP):
+        for rank in range(ParallelLayout.parse(layout).world_size):
+            assert f"rank {rank} " in lose_rank(group, rank, how).message
+            assert digest(frames(group)) == expected
+    group.stop()
+
+
+def test_an_exception_of_the_program_ends_the_gang_and_the_next_video_is_right(
+    alone: ReplicaGroup, three: ReplicaGroup
+) -> None:
+    silent = replace(TASK, speech=np.zeros(10, dtype=np.float32))
+    with pytest.raises(GangFailedError, match=r"rank 0 \(stage 0, ulysses 0\) raised.*too short"):
+        frames(three, silent)
+    assert digest(frames(three)) == digest(frames(alone))
+
+
+def test_a_checkpoint_that_is_not_there_is_the_users_error(cluster: LocalCluster, tmp_path: Path) -> None:
+    assert cluster.address
+    layout = ParallelLayout(stages=2)
+    spec = gang_spec(layout, checkpoint=str(tmp_path / "ckpt"), cache_dir=tmp_path, threads_per_rank=1)
+    bundles = GroupBundles(layout.world_size, cpus_per_rank=0.1, leader_cpus=0.1)
+    group = ReplicaGroup("nowhere", spec, bundles, timeouts=TIMEOUTS)
+    group.start()
+    try:
+        with pytest.raises(CheckpointError, match="ckpt"):
+            frames(group)
+    finally:
+        group.stop()
+
+
+def test_the_limit_follows_the_blocks_seen() -> None:
+    times = BlockTimes(ProgressLimits(first_block_s=600, least_s=30, factor=10))
+    assert times.limit_s(0) == 600
+    times.seconds += [1.0, 2.0]
+    assert times.limit_s(2) == 30
+    times.seconds += [9.0]
+    assert times.limit_s(3) == 40
