@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     started, trials = time.perf_counter(), list[Trial]()
     jobs = range(-(-options.cases // CARDS_PER_VIDEO))
-    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn"), max_tasks_per_child=100) as pool:
+    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
         for done, some in enumerate(pool.map(_trials, jobs, [options.seed] * len(jobs)), 1):
             trials += some
             if done % 50 == 0:

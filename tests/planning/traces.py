@@ -68,7 +68,7 @@ def fake_axis(size: int, index: int = 0) -> Iterator[Axis]:
         distributed.destroy_process_group()
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)
 def call_traces(work: Workload, ulysses: int) -> tuple[LayerTrace, tuple[CallTrace, ...]]:
     """Returns a layer of the prefill, and a call for every number of blocks that the window may hold."""
     starts: list[int] = []
@@ -118,7 +118,7 @@ def _layer_trace(events: list[Event], starts: list[int], kept: set[int]) -> Laye
     return LayerTrace(tuple(repeated), frozenset(order[1][number] for number in kept if number in order[1]))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)
 def decode_traces(size: Size, num_ranks: int, index: int) -> tuple[tuple[Event, ...], ...]:
     """Returns the priming and some blocks of one video; numbers run on from one to the next."""
     with fake_axis(num_ranks, index) as axis, faked():
@@ -134,7 +134,7 @@ def decode_traces(size: Size, num_ranks: int, index: int) -> tuple[tuple[Event, 
         return tuple(tuple(live.events[start:stop]) for start, stop in pairwise(marks))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)
 def portrait_trace(size: Size) -> tuple[Event, ...]:
     with faked():
         vae = full_vae()
