@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from serve_app.distributed.mesh import Mesh
 from serve_app.distributed.parallelize import largest_unit_bytes, load_dit, parallelize_vae
@@ -34,11 +35,27 @@ class Networks:
     def facts(self, mesh: Mesh) -> Mapping[str, int | float | str]:
         """Returns figures for the start report, bytes among them."""
         facts: dict[str, int | float | str] = {"device": mesh.device.type, "layout": str(mesh.layout)}
+        facts |= {f"{name}_bytes": held_bytes(network) for name, network in self._by_name() if network is not None}
         if self.dit is not None:
             facts["largest_unit_bytes"] = largest_unit_bytes(self.dit)
         if mesh.device.type == "cuda":
             facts["allocated_bytes"] = torch.cuda.memory_allocated(mesh.device)
         return facts
+
+    def _by_name(self) -> Iterator[tuple[str, nn.Module | None]]:
+        yield "dit", self.dit
+        yield "vae", self.vae
+        if self.conditioner is not None:
+            yield "text_encoder", self.conditioner.text_encoder
+            yield "speech_encoder", self.conditioner.speech_encoder
+
+
+def held_bytes(network: nn.Module) -> int:
+    """Returns the bytes of weights in this process, wherever they lie: of a sharded one, this rank's part."""
+    parts = (
+        parameter.to_local() if hasattr(parameter, "to_local") else parameter for parameter in network.parameters()
+    )
+    return sum(part.numel() * part.element_size() for part in parts)
 
 
 def load_networks(checkpoint: str, cache_dir: Path, mesh: Mesh) -> Networks:

@@ -46,7 +46,7 @@ class Run:
 class Ranks:
     """The processes of one gang, each at the end of a pipe of its own; `run` gives the same task to all."""
 
-    def __init__(self, checkpoint: Path, layout: str, deadlines: Deadlines) -> None:
+    def __init__(self, checkpoint: Path, layout: str, deadlines: Deadlines = DEADLINES) -> None:
         self.num_ranks = ParallelLayout.parse(layout).world_size
         options = {"checkpoint": str(checkpoint), "cache_dir": Path("unused"), "layout": layout, "deadlines": deadlines}
         self._pipes: list[Connection] = []
