@@ -22,9 +22,8 @@ from serve_app.planning.vae_network import (
     walk_decoder,
     walk_encoder,
 )
-from serve_app.planning.workload import Workload
+from serve_app.planning.workload import MOTION_LATENTS, Workload
 
-_MOTION_LATENTS = 19
 _HIDDEN_FPS = 50
 _SAMPLE_RATE = 16_000
 
@@ -179,7 +178,7 @@ def encode_flops(dims: VAEDims, size: Size) -> float:
     """Returns the FLOPs of encoding the still portrait: 19 latent frames."""
     per_pixel = sum(layer.multiply_adds for layer in walk_encoder(dims))
     attention = attention_multiply_adds(dims, size) / LATENT_FRAMES_PER_BLOCK
-    return 2.0 * _MOTION_LATENTS * (per_pixel * grid_pixels(dims, size) + attention)
+    return 2.0 * MOTION_LATENTS * (per_pixel * grid_pixels(dims, size) + attention)
 
 
 def speech_flops(dims: SpeechEncoderDims, seconds: float) -> float:

@@ -17,10 +17,9 @@ from serve_app.planning.geometry import LATENT_FRAMES_PER_BLOCK, Size
 from serve_app.planning.layout import ParallelLayout, RankPlace, Role, share
 from serve_app.planning.network import ELEMENT_BYTES, PUBLISHED, DType, ModelDims
 from serve_app.planning.vae_network import VAEDims
-from serve_app.planning.workload import Workload
+from serve_app.planning.workload import MOTION_LATENTS, Workload
 
 _FLOAT32 = 4
-_MOTION_LATENTS = 19
 _WHOLE_UNITS = 2
 """Of sharded weights a unit is whole twice while it computes: as gathered, and copied out."""
 
@@ -133,7 +132,7 @@ def _transformer_weights(model: _Model) -> list[Part]:
             Part("streamed layers", _WHOLE_UNITS * max(dit.units) * element),  # two slots that take turns
         ]
     if layout.weight_shards > 1:
-        shards = sum(-(-unit // layout.weight_shards) for unit in dit.units)
+        shards = sum(dit.unit_shards(layout.weight_shards))
         return [Part("transformer weights", (shards + dit.resident_parameters) * element)]
     return [Part("transformer weights", dit.parameters * element)]
 
@@ -157,7 +156,7 @@ def _condition_bytes(model: _Model, num_steps: int) -> int:
     dit, work, element = model.dims.dit, model.work, model.element
     positions = work.size.latent_width * work.size.latent_height
     text = dit.text_len * dit.text_dim * element
-    motion = dit.in_dim * _MOTION_LATENTS * positions * _FLOAT32
+    motion = dit.in_dim * MOTION_LATENTS * positions * _FLOAT32
     times = num_steps * 7 * dit.dim * _FLOAT32
     rotary_pairs = dit.dim // dit.num_heads  # a cosine and a sine for every second channel
     tables = (work.block_tokens + 2 * work.size.cond_tokens) * rotary_pairs * _FLOAT32

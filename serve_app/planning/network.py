@@ -10,6 +10,9 @@ from typing import Literal
 
 from serve_app.planning.vae_network import VAEDims
 
+_Tensor = tuple[int, int]
+"""Rows, and elements of a row, bias included."""
+
 DType = Literal["bfloat16", "float32"]
 ELEMENT_BYTES: dict[DType, int] = {"bfloat16": 2, "float32": 4}
 
@@ -34,28 +37,32 @@ class DiTDims:
     text_dim: int = 4096
 
     @property
-    def attention_parameters(self) -> int:
-        """Projections q, k, v, o with biases, and the norms of q and k."""
-        return 4 * _linear(self.dim, self.dim) + 2 * self.dim
-
-    @property
-    def layer_parameters(self) -> int:
-        """Self- and text attention, the norm between them, feed-forward, modulation."""
-        feed_forward = _linear(self.dim, self.ffn_dim) + _linear(self.ffn_dim, self.dim)
-        return 2 * self.attention_parameters + 2 * self.dim + feed_forward + 6 * self.dim
-
-    @property
-    def adain_parameters(self) -> int:
-        return _linear(self.dim, 2 * self.dim)
-
-    @property
     def units(self) -> tuple[int, ...]:
         """Parameters of every unit that weight shards gather and offload streams (`distributed.units`)."""
-        return (
-            *(self.layer_parameters,) * self.num_layers,
-            *(self.attention_parameters,) * self.num_injectors,
-            *(self.adain_parameters,) * self.num_injectors,
+        return self.unit_shards(1)
+
+    def unit_shards(self, shards: int) -> tuple[int, ...]:
+        """Returns the parameters of every unit that one of so many ranks keeps: its rows of each tensor, rounded up."""
+        layer, attention, adain = (
+            sum(-(-rows // shards) * columns for rows, columns in tensors)
+            for tensors in (self._layer_tensors, self._attention_tensors, self._adain_tensors)
         )
+        return (*(layer,) * self.num_layers, *(attention,) * self.num_injectors, *(adain,) * self.num_injectors)
+
+    @property
+    def _attention_tensors(self) -> list[_Tensor]:
+        """Projections q, k, v, o with biases, and the norms of q and k."""
+        return [(self.dim, self.dim + 1)] * 4 + [(self.dim, 1)] * 2
+
+    @property
+    def _layer_tensors(self) -> list[_Tensor]:
+        """Self- and text attention, the norm between them, feed-forward, modulation (which is one row)."""
+        feed_forward = [(self.ffn_dim, self.dim + 1), (self.dim, self.ffn_dim + 1)]
+        return [*self._attention_tensors * 2, *[(self.dim, 1)] * 2, *feed_forward, (1, 6 * self.dim)]
+
+    @property
+    def _adain_tensors(self) -> list[_Tensor]:
+        return [(2 * self.dim, self.dim + 1)]
 
     @property
     def resident_parameters(self) -> int:

@@ -14,6 +14,8 @@ from serve_app.planning.geometry import (
     check_infer_frames,
 )
 
+MOTION_LATENTS = 19
+"""Latent frames of the still portrait before the video begins."""
 WHOLE_SPEECH_SECONDS = 60.0
 """Speech up to this length is encoded whole (`model.speech_encoder`), which takes the most memory."""
 SPEECH_WINDOW_SECONDS = 19.0

@@ -14,11 +14,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from serve_app.model.config import ModelSizes
+from serve_app.model.reference import MOTION_LATENTS
+from serve_app.model.speech_encoder import HIDDEN_FPS, SpeechFeatures
 from serve_app.model.vae import Stream
+from serve_app.planning import workload
 from serve_app.planning.cost import call_flops, decode_flops
 from serve_app.planning.geometry import Size
 from serve_app.planning.network import PUBLISHED
-from serve_app.planning.workload import Workload
+from serve_app.planning.workload import SPEECH_WINDOW_SECONDS, WHOLE_SPEECH_SECONDS, Workload
 from tests.planning.full_size import FakeVideo, faked, full_dit, full_vae, latents, tracked
 
 MANIFESTS = Path(__file__).parents[1] / "golden" / "manifest"
@@ -65,6 +68,16 @@ def test_widths_are_those_of_the_model() -> None:
     assert PUBLISHED.speech.num_layers == sizes.speech["num_hidden_layers"]
     assert PUBLISHED.speech.intermediate == sizes.speech["intermediate_size"]
     assert list(PUBLISHED.speech.conv_dims) == sizes.speech["conv_dim"]
+
+
+def test_stretches_of_speech_are_those_of_the_encoder() -> None:
+    frames = SpeechFeatures.CORE_FRAMES + SpeechFeatures.TAIL_FRAMES + 2 * SpeechFeatures.CONTEXT_FRAMES
+    assert SpeechFeatures.WHOLE_FRAMES / HIDDEN_FPS == WHOLE_SPEECH_SECONDS
+    assert frames / HIDDEN_FPS == SPEECH_WINDOW_SECONDS
+
+
+def test_motion_is_as_long_as_in_the_model() -> None:
+    assert workload.MOTION_LATENTS == MOTION_LATENTS
 
 
 CHECK_TFLOP = [(Size(384, 256), 37.0), (Size(640, 384), 108.8), (Size(704, 384), 123.0), (Size(640, 448), 132.9)]

@@ -11,7 +11,7 @@ from tests.planning.oracle import card_needed
 from tests.planning.trials import draw_videos, score, trials_of
 
 NUM_CASES = 300
-NUM_VIDEOS = 10
+NUM_VIDEOS = 8
 SEED = 7
 
 
@@ -20,7 +20,9 @@ def test_300_verdicts_on_cards_near_the_need() -> None:
     trials = [
         trial
         for number, (work, layout) in enumerate(draw_videos(NUM_VIDEOS, seed=SEED))
-        for trial in trials_of(work, layout, num_cards=NUM_CASES // NUM_VIDEOS, calibration=calibration, seed=number)
+        for trial in trials_of(
+            work, layout, num_cards=-(-NUM_CASES // NUM_VIDEOS), calibration=calibration, seed=number
+        )
     ]
     found = score(trials)
     assert found.num_trials >= NUM_CASES

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -137,11 +138,14 @@ def test_sharded_units_are_whole_while_a_call_runs(
         dit.trunk = shared.around_trunk(dit.trunk)
         for layer in dit.layers:
             layer.self_attn.core = shared.around_core(layer.self_attn.core)
+        kept = storage_bytes(getattr(parameter, "_local_tensor", parameter) for parameter in dit.parameters())
         with tracked(dit) as live:
             _tell_of_gathering(monkeypatch, live)
             video = FakeVideo.begin(dit, work, live)
             seen = max(video.call(block) for block in (0, video.blocks_per_window))
-    memory = estimate(work, layout, dtype="bfloat16", calibration=load_calibration())[1]
+    dims = replace(PUBLISHED, dit=replace(PUBLISHED.dit, num_layers=4, num_injectors=1))
+    memory = estimate(work, layout, dtype="bfloat16", calibration=load_calibration(), dims=dims)[1]
+    assert next(part.num_bytes for part in memory.parts if part.name == "transformer weights") == kept
     predicted = max(phase.with_margin(1.0) for phase in memory.phases if phase.name in ("denoise", "gather a layer"))
     assert predicted == pytest.approx(seen, rel=TOLERANCE)
 
