@@ -8,6 +8,7 @@ The arithmetic is exact (held to counted FLOPs by a test); what a card does of i
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 from serve_app.planning.calibration import Calibration
@@ -168,12 +169,14 @@ def prefill_flops(work: Workload, dims: DiTDims) -> float:
     return 2.0 * dims.num_layers * layer
 
 
+@lru_cache(maxsize=4096)
 def decode_flops(dims: VAEDims, size: Size, *, strip: float = 1.0) -> float:
     """Returns the FLOPs of decoding one block on a rank with `strip` of the width."""
     per_pixel = sum(layer.multiply_adds * (strip if layer.is_split else 1.0) for layer in walk_decoder(dims))
     return 2.0 * (per_pixel * grid_pixels(dims, size) + attention_multiply_adds(dims, size))
 
 
+@lru_cache(maxsize=4096)
 def encode_flops(dims: VAEDims, size: Size) -> float:
     """Returns the FLOPs of encoding the still portrait: 19 latent frames."""
     per_pixel = sum(layer.multiply_adds for layer in walk_encoder(dims))
@@ -181,6 +184,7 @@ def encode_flops(dims: VAEDims, size: Size) -> float:
     return 2.0 * MOTION_LATENTS * (per_pixel * grid_pixels(dims, size) + attention)
 
 
+@lru_cache(maxsize=4096)
 def speech_flops(dims: SpeechEncoderDims, seconds: float) -> float:
     """Returns the FLOPs of encoding speech: two per parameter and hidden frame, convolutions at their own rates."""
     frames, rate, before, flops = seconds * _HIDDEN_FPS, seconds * _SAMPLE_RATE, 1, 0.0

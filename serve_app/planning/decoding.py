@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from serve_app.planning.geometry import Size
 from serve_app.planning.vae_network import VAEDims, grid_pixels, walk_decoder, walk_encoder
 
 _FLOAT32 = 4
 
 
+@lru_cache(maxsize=4096)
 def stream_bytes(dims: VAEDims, size: Size, element: int, strip: float = 1.0) -> int:
     """Returns what the decoder remembers of one video: two past frames of every causal convolution's input.
 
@@ -17,15 +20,17 @@ def stream_bytes(dims: VAEDims, size: Size, element: int, strip: float = 1.0) ->
     return round(per_pixel * grid_pixels(dims, size)) * element
 
 
+@lru_cache(maxsize=4096)
 def decode_bytes(dims: VAEDims, size: Size, element: int, strip: float = 1.0) -> int:
     """Returns the working memory of decoding one block: the worst moment of any layer."""
     per_pixel = max(layer.peak_of(strip, size.width // dims.patch_size) for layer in walk_decoder(dims))
     return round(per_pixel * grid_pixels(dims, size)) * element
 
 
+@lru_cache(maxsize=4096)
 def encode_bytes(dims: VAEDims, size: Size, element: int) -> int:
     """Returns the working memory of encoding the portrait: the encoder's stream, its worst moment, the frame itself."""
-    layers = list(walk_encoder(dims))
+    layers = walk_encoder(dims)
     per_pixel = sum(layer.stream for layer in layers) + max(layer.peak_of(1.0, size.width) for layer in layers)
     chunk = 4 * 3 * dims.patch_size**2 * element
     return (

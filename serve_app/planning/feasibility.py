@@ -14,7 +14,7 @@ from serve_app.planning.cost import predict
 from serve_app.planning.geometry import FRAMES_PER_BLOCK, SIZE_MULTIPLE, Size
 from serve_app.planning.hardware import GIB, Gpus
 from serve_app.planning.layout import OFFLOADS, ParallelLayout, RankPlace, check_layout
-from serve_app.planning.memory import Part, RankMemory, estimate
+from serve_app.planning.memory import Part, RankMemory, estimate, estimates
 from serve_app.planning.network import PUBLISHED, DType, ModelDims
 from serve_app.planning.workload import Workload
 
@@ -167,25 +167,19 @@ class _Fleet:
     dtype: DType
     dims: ModelDims
 
-    def budgets(self, work: Workload, layout: ParallelLayout) -> tuple[RankBudget, ...]:
-        return rank_budgets(work, layout, self.gpus, calibration=self.calibration, dtype=self.dtype, dims=self.dims)
-
     def nearest(self, work: Workload, layout: ParallelLayout) -> list[Alternative]:
-        """Returns what fits instead, best first: the same video in another layout, then a smaller one in this."""
-        found = {(one.work, one.layout): one for one in self._candidates(work, layout) if one is not None}
-        return list(found.values())[:MAX_NEAREST]
-
-    def _candidates(self, work: Workload, layout: ParallelLayout) -> Iterator[Alternative | None]:
+        """Returns what fits instead: the same video in another layout, then the largest sizes, the longest windows."""
         others = [other for other in self._by_speed(work) if other != layout]
-        same_video = (self._alternative(work, other, f"layout {other}") for other in others)
-        fastest = next((found for found in same_video if found), None)
-        yield fastest
+        tried = (self._alternative(work, other, f"layout {other}") for other in others)
+        fastest = next((found for found in tried if found), None)
         own = [layout] if layout.world_size <= self.gpus.count else []
-        yield self._largest_size(work, own)
-        yield self._longest_window(work, own)
-        if fastest is None:
-            yield self._largest_size(work, others)
-            yield self._longest_window(work, others)
+        choices = [own] if fastest else [own, others]
+        sizes = {self._largest_size(work, layouts) for layouts in choices}
+        windows = {self._longest_window(work, layouts) for layouts in choices}
+        found = [one for one in (fastest, *sizes, *windows) if one is not None]
+        return sorted(found, key=lambda one: (-one.work.infer_frames, -one.work.size.area, str(one.layout)))[
+            :MAX_NEAREST
+        ]
 
     def _largest_size(self, work: Workload, layouts: Iterable[ParallelLayout]) -> Alternative | None:
         tried = (
@@ -204,10 +198,13 @@ class _Fleet:
         return next((found for found in tried if found), None)
 
     def _alternative(self, work: Workload, layout: ParallelLayout, change: str) -> Alternative | None:
-        ranks = self.budgets(work, layout)
-        if not all(rank.is_enough for rank in ranks):
-            return None
-        return Alternative(work, layout, max(rank.needed_bytes for rank in ranks), change)
+        most = 0
+        for memory in estimates(work, layout, dtype=self.dtype, calibration=self.calibration, dims=self.dims):
+            rank = _budget(memory, self.gpus, self.calibration)
+            if not rank.is_enough:
+                return None
+            most = max(most, rank.needed_bytes)
+        return Alternative(work, layout, most, change)
 
     def _by_speed(self, work: Workload) -> list[ParallelLayout]:
         """Returns the layouts, the fastest first; of equals the one with fewer ranks."""

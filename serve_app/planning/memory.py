@@ -8,7 +8,7 @@ and held to its live storages by tests (within 3 %): the phases. Calibrated: wha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from serve_app.planning.calibration import Calibration
@@ -80,8 +80,20 @@ def estimate(
     dims: ModelDims = PUBLISHED,
 ) -> tuple[RankMemory, ...]:
     """Returns the memory of every rank of the layout, in the order of the ranks."""
+    return tuple(estimates(work, layout, dtype=dtype, calibration=calibration, dims=dims))
+
+
+def estimates(
+    work: Workload,
+    layout: ParallelLayout,
+    *,
+    dtype: DType,
+    calibration: Calibration,
+    dims: ModelDims = PUBLISHED,
+) -> Iterator[RankMemory]:
+    """Yields what `estimate` returns, rank by rank, for who may stop at the first that is too much."""
     model = _Model(work, layout, dims, ELEMENT_BYTES[dtype])
-    return tuple(_rank_memory(model, place, calibration) for place in layout.places())
+    return (_rank_memory(model, place, calibration) for place in layout.places())
 
 
 @dataclass(frozen=True)

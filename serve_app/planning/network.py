@@ -6,6 +6,7 @@ Planning may not import the model; tests hold these numbers equal to the publish
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 from serve_app.planning.vae_network import VAEDims
@@ -36,7 +37,7 @@ class DiTDims:
     text_len: int = 512
     text_dim: int = 4096
 
-    @property
+    @cached_property
     def units(self) -> tuple[int, ...]:
         """Parameters of every unit that weight shards gather and offload streams (`distributed.units`)."""
         return self.unit_shards(1)
@@ -64,7 +65,7 @@ class DiTDims:
     def _adain_tensors(self) -> list[_Tensor]:
         return [(2 * self.dim, self.dim + 1)]
 
-    @property
+    @cached_property
     def resident_parameters(self) -> int:
         """All that stays whole on every rank: embeddings, time, head, frame packer, causal audio encoder."""
         dim = self.dim
@@ -86,7 +87,7 @@ class DiTDims:
         )
         return self.num_audio_states + convolutions + _linear(dim, dim) + dim
 
-    @property
+    @cached_property
     def parameters(self) -> int:
         return sum(self.units) + self.resident_parameters
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import pairwise
 
 from serve_app.planning.geometry import FRAMES_PER_LATENT, LATENT_FRAMES_PER_BLOCK, Size
@@ -73,8 +74,19 @@ class Layer:
         return 1 + 2 / (columns * math.sqrt(self.scale))
 
 
-def walk_decoder(dims: VAEDims) -> Iterator[Layer]:
-    """Yields the decoder's layers in order, for a block of 3 latent frames."""
+@cache
+def walk_decoder(dims: VAEDims) -> tuple[Layer, ...]:
+    """Returns the decoder's layers in order, for a block of 3 latent frames."""
+    return tuple(_decoder(dims))
+
+
+@cache
+def walk_encoder(dims: VAEDims) -> tuple[Layer, ...]:
+    """Returns the encoder's layers in order, for one latent frame's 4 frames."""
+    return tuple(_encoder(dims))
+
+
+def _decoder(dims: VAEDims) -> Iterator[Layer]:
     widths = [dims.decoder_dim * factor for factor in (dims.dim_mult[-1], *reversed(dims.dim_mult))]
     levels = len(dims.dim_mult)
     scale, frames = 0.25 ** (levels - 1), LATENT_FRAMES_PER_BLOCK
@@ -92,8 +104,7 @@ def walk_decoder(dims: VAEDims) -> Iterator[Layer]:
     yield _head(widths[-1], 3 * dims.patch_size**2, frames, scale)
 
 
-def walk_encoder(dims: VAEDims) -> Iterator[Layer]:
-    """Yields the encoder's layers in order, for one latent frame's 4 frames."""
+def _encoder(dims: VAEDims) -> Iterator[Layer]:
     widths = [dims.dim * factor for factor in (1, *dims.dim_mult)]
     scale, frames = 1.0, FRAMES_PER_LATENT
     yield _convolution("conv1", 3 * dims.patch_size**2, widths[0], frames, scale, is_split=False)
