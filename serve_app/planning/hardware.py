@@ -82,7 +82,7 @@ def parse_gpus(text: str) -> Gpus:
     if name not in KINDS:
         raise _invalid(
             f"gpus {shown(text)}: {shown(match[2])} is no known card{did_you_mean(name, KINDS)}",
-            f"use one of {', '.join(KINDS)}, or auto for the cards of this machine or cluster",
+            f"use one of {', '.join(KINDS)}, or auto for the cards of this machine",
         )
     if not 1 <= count <= MAX_GPUS:
         raise _invalid(

@@ -70,7 +70,7 @@ def test_a_run_of_the_tiny_model_allocates_what_is_foretold() -> None:
         points = measure(TINY, CPU, works, LiveMeter(live))
     for point in points:
         assert point.resident.predicted_bytes == pytest.approx(point.resident.measured_bytes, rel=0.03)
-        assert point.denoise.predicted_bytes == pytest.approx(point.denoise.measured_bytes, rel=0.05)
+        assert point.denoise.predicted_bytes == pytest.approx(point.denoise.measured_bytes, rel=0.06)
         assert point.decode.predicted_bytes == pytest.approx(point.decode.measured_bytes, rel=0.05)
         assert point.call_seconds > 0
     assert len(leave_one_out(points)) == len(points)
