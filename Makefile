@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help install system-packages demo check test bench lock clean
+.PHONY: help install system-packages demo check test chaos bench lock clean
 
 PYTHON ?= python3
 WORKERS ?= 2
@@ -14,6 +14,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 # One stamp per interpreter: another PYTHON makes a new .venv.
 STAMP := $(VENV)/.installed-$(notdir $(PYTHON))
 SAMPLES := serve_app/samples
+ONE_BY_ONE := tests/ray_cluster tests/deployments tests/end_to_end
 
 help: ## List the commands
 	@sed -En 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 24
@@ -53,13 +54,18 @@ check: install ## Lint, format, types and import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-test: install check ## Run all that CI runs: check, then the tests, the whole-command ones last
-	@OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --ignore tests/end_to_end
-	$(BIN)/pytest tests/end_to_end
+test: install check ## Run all that CI runs: check, then the tests, those with many processes last and one by one
+	@export OMP_NUM_THREADS=1
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile $(ONE_BY_ONE:%=--ignore %)
+	$(BIN)/pytest $(ONE_BY_ONE)
+
+chaos: install ## Kill, freeze and starve every rank of gangs in every way; some minutes
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -m chaos
 
 bench: install ## Time each part of a video, and its encoding, on this machine
 	@$(BIN)/python -m serve_app.engine.bench --size 128*128 256*256
 	$(BIN)/python load_tests/bench_encoding.py
+	$(BIN)/python -m load_tests.bench_gang
 	OMP_NUM_THREADS=1 $(BIN)/python -m load_tests.bench_budgets --workers $(WORKERS)
 
 lock: install ## Pin in constraints.txt what .venv holds now
