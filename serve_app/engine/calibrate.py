@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
@@ -127,24 +127,26 @@ def report(points: Sequence[Point]) -> str:
 
 
 @torch.inference_mode()
-def measure(sizes: ModelSizes, placement: Placement, works: Sequence[Workload], meter: Meter) -> list[Point]:
+def measure(
+    sizes: ModelSizes, placement: Placement, works: Sequence[Workload], meter: Meter, *, repeats: int = REPEATS
+) -> list[Point]:
     """Returns a point per workload, on one rank that owns one step."""
     before = meter.allocated()
     networks = Networks(sizes, placement)
     others = sum(map(_num_bytes, (networks.text_encoder, networks.speech_encoder)))
-    return [_point(networks, dims_of(sizes), work, meter, foreign_bytes=before + others) for work in works]
+    timer = _Timer(meter, repeats)
+    return [_point(networks, dims_of(sizes), work, timer, foreign_bytes=before + others) for work in works]
 
 
-def _point(networks: Networks, dims: ModelDims, work: Workload, meter: Meter, *, foreign_bytes: int) -> Point:
+def _point(networks: Networks, dims: ModelDims, work: Workload, timer: _Timer, *, foreign_bytes: int) -> Point:
     memory = _foretold(work, dims, networks.placement)
     video = _Video(networks, work)
     for block in range(work.timeline.blocks_per_clip + 1):  # a full window, and everything warm
         video.call(block)
         video.decode(block)
-    meter.reset_peak()
-    resident = meter.allocated() - foreign_bytes
-    call_seconds, denoise_bytes = _measured(lambda: video.call(video.last), meter)
-    decode_seconds, decode_bytes = _measured(lambda: video.decode(video.last), meter)
+    resident = timer.meter.allocated() - foreign_bytes
+    call_seconds, denoise_bytes = timer.measured(lambda: video.call(video.last))
+    decode_seconds, decode_bytes = timer.measured(lambda: video.decode(video.last))
     return Point(
         size=str(work.size),
         infer_frames=work.infer_frames,
@@ -190,16 +192,23 @@ class _Video:
         self._decoder.decode(self._latents, self._plan.timeline.position(block))
 
 
-def _measured(work: Callable[[], None], meter: Meter) -> tuple[float, int]:
-    """Returns the median seconds, and the bytes at the worst moment on top of what was there."""
-    seconds = []
-    before = meter.allocated()
-    meter.reset_peak()
-    for _ in range(REPEATS):
-        started = meter.now()
-        work()
-        seconds.append(meter.now() - started)
-    return statistics.median(seconds), meter.peak() - before
+@dataclass(frozen=True)
+class _Timer:
+    """Measures the same work several times."""
+
+    meter: Meter
+    repeats: int
+
+    def measured(self, work: Callable[[], None]) -> tuple[float, int]:
+        """Returns the median seconds, and the bytes at the worst moment on top of what was there."""
+        seconds = []
+        before = self.meter.allocated()
+        self.meter.reset_peak()
+        for _ in range(self.repeats):
+            started = self.meter.now()
+            work()
+            seconds.append(self.meter.now() - started)
+        return statistics.median(seconds), self.meter.peak() - before
 
 
 def dims_of(sizes: ModelSizes) -> ModelDims:

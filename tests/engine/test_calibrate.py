@@ -67,7 +67,7 @@ def test_a_run_of_the_tiny_model_allocates_what_is_foretold() -> None:
     """Real tensors on the CPU, so float32; the model is so small that its smallest tensors count."""
     works = [Workload(Size(256, 128), 12, sample_steps=1), Workload(Size(192, 192), 24, sample_steps=1)]
     with LiveStorage() as live:
-        points = measure(TINY, CPU, works, LiveMeter(live))
+        points = measure(TINY, CPU, works, LiveMeter(live), repeats=1)
     for point in points:
         assert point.resident.predicted_bytes == pytest.approx(point.resident.measured_bytes, rel=0.03)
         assert point.denoise.predicted_bytes == pytest.approx(point.denoise.measured_bytes, rel=0.06)
