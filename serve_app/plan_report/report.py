@@ -9,7 +9,7 @@ from serve_app.plan_report.plan import DTYPE, Plan
 from serve_app.planning.feasibility import Alternative, NeverFits, RankBudget
 from serve_app.planning.hardware import GIB
 
-_NAME_WIDTH, _CELL_WIDTH = 26, 12
+_NAME_WIDTH, _CELL_WIDTH = 24, 12
 
 
 def as_table(plan: Plan) -> str:
@@ -53,7 +53,7 @@ def _memory(plan: Plan) -> list[str]:
     names = list(dict.fromkeys(line.name for budget in plan.verdict.ranks for line in budget.lines))
     ordered = sorted(names, key=lambda name: (name == "reserve",))
     by_group = [{line.name: line.num_bytes for line in group[0].lines} for group in groups]
-    rows = [("GiB by part", [_ranks(group) for group in groups])]
+    rows = [("GiB at the worst moment", [_ranks(group) for group in groups])]
     rows += [(name, [_gib(lines.get(name)) for lines in by_group]) for name in ordered]
     rows += [
         ("needed", [_gib(group[0].needed_bytes) for group in groups]),

@@ -45,7 +45,7 @@ def test_a_video_that_fits(capsys: pytest.CaptureFixture[str]) -> None:
     header, kv, card = (
         next(line for line in planned.out.splitlines() if line.startswith(name)) for name in ("GiB", "KV", "card")
     )
-    assert header.split() == ["GiB", "by", "part", "rank", "0", "ranks", "1-3", "rank", "4", "vae"]
+    assert header.split() == ["GiB", "at", "the", "worst", "moment", "rank", "0", "ranks", "1-3", "rank", "4", "vae"]
     assert kv.split() == ["KV", "cache", "9.67", "9.67"]
     assert card.split() == ["card", "79.25", "79.25", "79.25"]
     assert "\nfits\n" in planned.out
