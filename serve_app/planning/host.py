@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from serve_app.planning.calibration import Calibration
 from serve_app.planning.layout import ParallelLayout
-from serve_app.planning.network import ELEMENT_BYTES, PUBLISHED, DType, ModelDims
+from serve_app.planning.network import ELEMENT_BYTES, PUBLISHED, DiTDims, DType, ModelDims
 from serve_app.planning.workload import WHOLE_SPEECH_SECONDS, Workload
 
 DISK_WATERMARK = 0.1
@@ -55,7 +55,7 @@ def host_budget(
     its speech and its file.
     """
     element = ELEMENT_BYTES[dtype]
-    pinned = layout.num_stage_ranks * sum(dims.dit.units) * element if layout.offload == "layers" else 0
+    pinned = layout.num_stage_ranks * _pinned_bytes(dims.dit, element) if layout.offload == "layers" else 0
     speech = round(work.speech_seconds * _SAMPLE_BYTES)
     states = (
         round(min(work.speech_seconds, WHOLE_SPEECH_SECONDS) * _HIDDEN_FPS) * _SPEECH_STATES * dims.speech.hidden * 4
@@ -66,6 +66,11 @@ def host_budget(
         memory_bytes=pinned + dims.text.parameters * element + speech + states + frames,
         disk_bytes=input_bytes + output_bytes(work, calibration=calibration),
     )
+
+
+def _pinned_bytes(dims: DiTDims, element: int) -> int:
+    """Returns what one rank pins: each unit's buffer, of which torch makes a power of two (CachingHostAllocator.h)."""
+    return sum(1 << (unit * element - 1).bit_length() for unit in dims.units)
 
 
 def output_bytes(work: Workload, *, calibration: Calibration) -> int:
