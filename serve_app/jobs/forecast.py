@@ -7,10 +7,9 @@ behind them, each on the group that is free first; a request that comes at t bri
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from heapq import heapify, heapreplace
-from itertools import chain
 
 from serve_app.jobs.queue import ROUNDING_S, Entry, Queue
 from serve_app.jobs.supply import Supply
@@ -21,18 +20,12 @@ MAX_STARTS = 128
 
 @dataclass(frozen=True)
 class BulkShare:
-    """Bulk that waits, and how it earns places in the queue: a job's when `credit_s` covers it."""
+    """Bulk that waits behind the queue, and how it earns places in it (`pool`)."""
 
     waiting: Iterable[Entry] = ()
     work_s: float = 0.0
-    first_work_s: float = math.inf
     credit_s: float = 0.0
     credit_per_s: float = 0.0
-
-    def may_be_queued_s(self, elapsed_s: float) -> float:
-        """Returns the most work of bulk that takes a place in the queue within `elapsed_s`."""
-        earned = self.credit_s + self.credit_per_s * elapsed_s
-        return min(self.work_s, earned) if earned >= self.first_work_s else 0.0
 
 
 @dataclass
@@ -46,49 +39,76 @@ class Forecast:
     work_s: float
     patience_s: float
     _free_at: list[float] = field(init=False)
-    _started_s: float = field(default=0.0, init=False)
+    _queued: Iterator[Entry] = field(init=False)
+    _bulk: Iterator[Entry] = field(init=False)
+    _next_queued: Entry | None = field(init=False)
+    _next_bulk: Entry | None = field(init=False)
+    _queued_started_s: float = field(default=0.0, init=False)
     _bulk_started_s: float = field(default=0.0, init=False)
+    _credit_s: float = field(init=False)
+    _credit_at: float = field(init=False)
 
     def __post_init__(self) -> None:
         self._free_at = list(self.supply.free_at)
         heapify(self._free_at)
+        self._queued, self._bulk = iter(self.queue), iter(self.bulk.waiting)
+        self._next_queued, self._next_bulk = next(self._queued, None), next(self._bulk, None)
+        self._credit_s, self._credit_at = self.bulk.credit_s, self.now
 
     def first_opening(self, *, earliest: float) -> float | None:
         """Returns the first moment, not before `earliest`, at which the request is accepted; None: not foreseen."""
         if self.patience_s < self.work_s or not self._free_at:
             return None
         in_the_way = self.queue.last_in_the_way(self.work_s, behind=self.now + self.patience_s, supply=self.supply)
-        waiting = chain(self.queue, self.bulk.waiting)
-        following, moment = next(waiting, None), earliest
+        moment = earliest
         for _ in range(MAX_STARTS):
-            while following is not None and self._free_at[0] <= moment:
-                in_the_way = None if following is in_the_way else in_the_way
-                self._start(following)
-                following = next(waiting, None)
+            while self._next is not None and self._free_at[0] <= moment:
+                in_the_way = None if self._next is in_the_way else in_the_way
+                self._start_next()
             opening = self._opening(moment, in_the_way)
             if opening <= moment:
                 return moment
-            moment = min(opening, self._free_at[0] if following is not None else math.inf)
+            moment = min(opening, math.inf if self._next is None else self._free_at[0])
         return self._certain_opening(moment, in_the_way)
 
-    def _start(self, entry: Entry) -> None:
-        heapreplace(self._free_at, self._free_at[0] + entry.work_s)
-        self._started_s += entry.work_s
-        if entry.job_id not in self.queue:
+    @property
+    def _next(self) -> Entry | None:
+        return self._next_queued or self._next_bulk
+
+    def _start_next(self) -> None:
+        start = self._free_at[0]
+        if self._next_queued is not None:
+            entry = self._next_queued
+            self._queued_started_s += entry.work_s
+            self._next_queued = next(self._queued, None)
+        else:
+            assert self._next_bulk is not None
+            entry = self._next_bulk
             self._bulk_started_s += entry.work_s
+            self._credit_s, self._credit_at = max(0.0, self._credit(start) - entry.work_s), start
+            self._next_bulk = next(self._bulk, None)
+        heapreplace(self._free_at, start + entry.work_s)
 
     def _opening(self, moment: float, in_the_way: Entry | None) -> float:
         """Returns when the request is accepted as far as those jobs go that stand before it, or are in its way, now."""
         if in_the_way is not None and moment + self.patience_s < in_the_way.finish_by:
             return in_the_way.finish_by - self.patience_s + ROUNDING_S
         _, due_s = self.queue.due_by(moment + self.patience_s + ROUNDING_S)
-        ahead = max(0.0, due_s - self._started_s)
-        bulk = max(0.0, self.bulk.may_be_queued_s(moment - self.now) - self._bulk_started_s)
+        ahead = max(0.0, due_s - self._queued_started_s) + self._bulk_ahead(moment)
         supply = Supply(self._free_at)
-        latest_start = moment + self.patience_s - self.work_s
-        if ahead + bulk <= supply.by(latest_start) + ROUNDING_S:
+        if ahead <= supply.by(moment + self.patience_s - self.work_s) + ROUNDING_S:
             return moment
-        return max(math.nextafter(moment, math.inf), supply.when(ahead + bulk) - self.patience_s + self.work_s)
+        return max(math.nextafter(moment, math.inf), supply.when(ahead) - self.patience_s + self.work_s)
+
+    def _bulk_ahead(self, moment: float) -> float:
+        """Returns the most work of bulk that has earned a place in the queue by then and still waits."""
+        credit = self._credit(moment)
+        if self._next_bulk is None or credit < self._next_bulk.work_s:
+            return 0.0
+        return min(credit, self.bulk.work_s - self._bulk_started_s)
+
+    def _credit(self, moment: float) -> float:
+        return self._credit_s + self.bulk.credit_per_s * (moment - self._credit_at)
 
     def _certain_opening(self, moment: float, in_the_way: Entry | None) -> float:
         """Returns when all that waits now can lie before the request, and nobody whom it would delay lies behind."""

@@ -150,6 +150,17 @@ def fail_attempt(job: Job, *, attempt: int, at: float, error: JobError) -> Job:
     return fail(job, at=at, error=error)
 
 
+def drop(job: Job, *, at: float, error: JobError) -> Job:
+    """Returns a job that still waits as failed: nobody wants it any more, or nothing can run it."""
+    if job.state is JobState.RUNNING:
+        raise IllegalTransitionError(
+            f"job {job.id} is {job.state}, so it cannot be dropped before it starts",
+            remedy="name the attempt that failed",
+            param="id",
+        )
+    return fail(job, at=at, error=error)
+
+
 def request_cancel(job: Job, *, at: float) -> Job:
     """Returns a queued job as cancelled; a running one goes on until its leader has stopped it (`cancel`)."""
     if job.state is JobState.RUNNING:
@@ -160,6 +171,12 @@ def request_cancel(job: Job, *, at: float) -> Job:
 def cancel(job: Job, *, at: float) -> Job:
     """Returns the job as cancelled: nothing of it runs any more."""
     return replace(_to(job, JobState.CANCELLED), finished_at=at)
+
+
+def cancel_attempt(job: Job, *, attempt: int, at: float) -> Job:
+    """Returns the job as cancelled: its running attempt was stopped."""
+    _check_attempt(job, attempt)
+    return cancel(job, at=at)
 
 
 def lose_group(job: Job, *, attempt: int, at: float, cause: JobError, has_brought_down: bool) -> Job:

@@ -85,7 +85,7 @@ class Ledger:
 
     def adopt(self, job_id: str, *, group: str) -> None:
         """Notes that a restored job runs on a group already, as its leader reports."""
-        self._run(self._unwait(job_id), self._groups[group])
+        self._run(job_id, self._groups[group])
 
     def put_back(self, booking: Booking) -> None:
         """Lets a job wait once more, with the promise that it had: its group was lost."""
@@ -98,9 +98,7 @@ class Ledger:
         job_id = None if self.is_closed else self._pools[idle.layout].next_job_id(now)
         if job_id is None:
             return None
-        booking = self._unwait(job_id)
-        self._run(booking, idle)
-        return booking
+        return self._run(job_id, idle)
 
     def progress(self, job_id: str, *, blocks_left: int, block_seconds: float) -> None:
         """Takes what a leader reports at a block border: the rest will take as long per block as the last ones did."""
@@ -242,11 +240,13 @@ class Ledger:
         self._pools[booking.layout].remove(job_id, self.clock())
         return booking
 
-    def _run(self, booking: Booking, group: Group) -> None:
+    def _run(self, job_id: str, group: Group) -> Booking:
         assert group.running is None, f"group {group.name} runs {group.running}"
-        group.running, group.is_ready = booking, True
-        group.free_at = self.clock() + booking.work_s
-        self._running[booking.job_id] = group
+        booking, now = self._waiting.pop(job_id), self.clock()
+        self._pools[booking.layout].take(job_id, now)
+        group.running, group.is_ready, group.free_at = booking, True, now + booking.work_s
+        self._running[job_id] = group
+        return booking
 
     def _pool(self, layout: str) -> Pool:
         return self._pools.setdefault(layout, Pool(layout, self.limits.bulk_floor))

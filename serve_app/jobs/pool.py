@@ -141,8 +141,7 @@ class Pool:
         """Lets a job wait here."""
         self.refreshed(now)
         if booking.finish_by is None:
-            self.bulk[booking.job_id] = Entry(booking.job_id, booking.work_s, math.inf, booking.arrival, False)
-            self.bulk_work_s += booking.work_s
+            self._add_bulk(Entry(booking.job_id, booking.work_s, math.inf, booking.arrival, is_promised=False))
         else:
             self.queue.add(Entry(booking.job_id, booking.work_s, booking.finish_by, booking.arrival))
 
@@ -154,6 +153,13 @@ class Pool:
         else:
             self._take_bulk(job_id)
 
+    def take(self, job_id: str, now: float) -> None:
+        """Takes a waiting job out because it starts: bulk uses up what it has earned."""
+        self.refreshed(now)
+        if job_id in self.bulk:
+            self.bulk_credit_s = max(0.0, self.bulk_credit_s - self.bulk[job_id].work_s)
+        self.remove(job_id, now)
+
     def next_job_id(self, now: float) -> str | None:
         """Returns whose turn it is."""
         self.refreshed(now)
@@ -164,7 +170,6 @@ class Pool:
         return BulkShare(
             waiting=self.bulk.values(),
             work_s=self.bulk_work_s,
-            first_work_s=self._first_bulk_work_s(),
             credit_s=self.bulk_credit_s,
             credit_per_s=self.bulk_floor * len(self._supply.free_at),
         )
@@ -183,8 +188,15 @@ class Pool:
             entry = self._take_bulk(next(iter(self.bulk)))
             self.bulk_credit_s -= entry.work_s
             last = self.queue.last
-            turn = now if last is None else max(now, last.finish_by)
+            turn = now if last is None else math.nextafter(max(now, last.finish_by), math.inf)
             self.queue.add(Entry(entry.job_id, entry.work_s, turn, entry.arrival, is_promised=False))
+
+    def _add_bulk(self, entry: Entry) -> None:
+        last = next(reversed(self.bulk.values()), None)
+        self.bulk[entry.job_id] = entry
+        self.bulk_work_s += entry.work_s
+        if last is not None and entry.arrival < last.arrival:  # it comes back from a lost group
+            self.bulk = dict(sorted(self.bulk.items(), key=lambda item: item[1].arrival))
 
     def _take_bulk(self, job_id: str) -> Entry:
         entry = self.bulk.pop(job_id)
