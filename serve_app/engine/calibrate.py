@@ -28,7 +28,7 @@ from serve_app.engine.bench import MODELS, Networks
 from serve_app.engine.conditions import Conditions
 from serve_app.engine.decoding import FrameDecoder
 from serve_app.engine.rollout import ClipNoise, Rollout, RolloutPlan, drawn_distance
-from serve_app.errors import InvalidRequestError
+from serve_app.errors import AvatarError, InvalidRequestError
 from serve_app.model.checkpoint import Placement, default_placement
 from serve_app.model.config import ModelSizes
 from serve_app.model.flow_match import euler_schedule
@@ -284,4 +284,8 @@ def _commit() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except AvatarError as error:
+        sys.stderr.write(f"calibrate: {error}\n")
+        sys.exit(error.exit_code)

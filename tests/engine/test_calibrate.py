@@ -117,11 +117,12 @@ def test_a_written_calibration_reads_back(tmp_path: Path) -> None:
     assert load_calibration(path) == found
 
 
-def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", [["serve_app.cli", "calibrate"], ["serve_app.engine.calibrate"]], ids=str)
+def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path: Path, command: list[str]) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     process = subprocess.run(
-        [sys.executable, "-m", "serve_app.cli", "calibrate", "--out", str(tmp_path / "c.json")],
+        [sys.executable, "-m", *command, "--out", str(tmp_path / "c.json")],
         cwd=ROOT, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert process.returncode == 2
