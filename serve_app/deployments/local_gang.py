@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
@@ -12,11 +12,12 @@ from typing import Self
 from ray_cluster.bundles import GroupBundles
 from ray_cluster.errors import ClusterError
 from ray_cluster.gang import GangTimeouts
-from ray_cluster.inventory import local_gpus
+from ray_cluster.inventory import Gpu, local_gpus
 from ray_cluster.local import local_cluster
 from ray_cluster.nvml import NoGpus
 from ray_cluster.replica_group import ReplicaGroup
 from serve_app.deployments.gang_source import GangSource, ProgressLimits, as_avatar_error, gang_spec, wait_ready
+from serve_app.errors import InvalidRequestError
 from serve_app.planning.layout import ParallelLayout
 from serve_app.rendering.frames import IsCancelled
 from serve_app.schemas.config import AppConfig
@@ -59,7 +60,7 @@ class LocalGangSource:
         started = time.perf_counter()
         num_ranks, timeouts = self._layout.world_size, GangTimeouts()
         gpus = local_gpus()
-        num_gpus = num_ranks if isinstance(gpus, NoGpus) else len(gpus)
+        num_gpus = num_ranks if isinstance(gpus, NoGpus) else _enough(gpus, self._layout)
         self._open.enter_context(local_cluster(num_cpus=num_ranks + _SPARE_CPUS, num_gpus=num_gpus))
         spec = gang_spec(
             self._layout,
@@ -76,3 +77,14 @@ class LocalGangSource:
         seconds = time.perf_counter() - started
         self._on_start(f"{ranks} ({self._layout}) on {where}, started in {seconds:.1f} s")
         return GangSource(group, limits=ProgressLimits(), ready_timeout_s=timeouts.start_s)
+
+
+def _enough(gpus: Sequence[Gpu], layout: ParallelLayout) -> int:
+    """Returns how many GPUs there are; raises InvalidRequestError when the layout has more ranks."""
+    if len(gpus) < layout.world_size:
+        raise InvalidRequestError(
+            f"layout {layout} has {layout.world_size} ranks, one per GPU, but this machine has {len(gpus)}",
+            remedy=f"use a layout of at most {len(gpus)} ranks (stages x ulysses + vae)",
+            param="layout",
+        )
+    return len(gpus)

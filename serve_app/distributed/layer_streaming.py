@@ -47,9 +47,14 @@ class _Streamed:
             self._places.append((parameter, slice(end, end + parameter.nbytes)))
             end += -(-parameter.nbytes // _ALIGNMENT) * _ALIGNMENT
         self.host = torch.empty(end, dtype=torch.uint8, pin_memory=device.type == "cuda")
-        for parameter, view in zip(self.parameters(), self.views(self.host), strict=True):
+        self._on_host = self.views(self.host)
+        for parameter, view in zip(self.parameters(), self._on_host, strict=True):
             view.copy_(parameter.data)
-            parameter.data = view
+        self.leave_device()
+
+    def leave_device(self) -> None:
+        """Makes the weights those on the host, so that nobody computes with a slot that holds another unit."""
+        self.point_to(self._on_host)
 
     def parameters(self) -> list[nn.Parameter]:
         return [parameter for parameter, _ in self._places]
@@ -110,7 +115,7 @@ class _Stream:
         try:
             yield
         finally:
-            unit.point_to(unit.views(unit.host))
+            unit.leave_device()
             if self._copies is not None:
                 slot.free = torch.cuda.current_stream().record_event()
 

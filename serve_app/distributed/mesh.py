@@ -59,6 +59,7 @@ class Mesh:
                 torch.cuda.set_device(self.device)
             rendezvous.join(seat, own_store=store, timeout_s=meet_s)
             self._open_axes()
+            self._open_links()
 
     def _open_axes(self) -> None:
         """Opens the groups; every rank opens all of them, in the same order, as torch demands."""
@@ -70,6 +71,33 @@ class Mesh:
         last_stage = layout.place(layout.decoding_ranks[0]).role is Role.STAGE
         own = self._axis(layout.decoding_ranks) if not last_stage else None
         self.decoders = self.ulysses if last_stage and self.is_decoder else own
+
+    def _open_links(self) -> None:
+        """Sends one number over every link, in the same order on all ranks.
+
+        NCCL connects two ranks at their first message and holds up both until it is done. Later that could be for
+        ever: the last stage sends the reference back long before the others ask for it.
+        """
+        number = torch.zeros(1, device=self.device)
+        for source, target in self._links():
+            if self.place.rank == source:
+                distributed.send(number, dst=target)
+            elif self.place.rank == target:
+                distributed.recv(number, src=source)
+
+    def _links(self) -> list[tuple[int, int]]:
+        """Returns every pair of ranks of which the first ever sends messages to the second."""
+        layout = self.layout
+        places = layout.places()
+        forward = [(upstream, place.rank) for place in places if (upstream := self._upstream_of(place)) is not None]
+        lanes = range(layout.ulysses)
+        back = [
+            (layout.stage_rank(stage=layout.stages - 1, ulysses=lane), layout.stage_rank(stage=stage, ulysses=lane))
+            for stage in range(layout.stages - 1)
+            for lane in lanes
+        ]
+        output, *others = layout.decoding_ranks
+        return [*forward, *back, *((other, output) for other in others)]
 
     def _axis(self, ranks: range) -> Axis | None:
         """Returns the axis over `ranks` when this rank is on it; one rank alone is no axis."""

@@ -41,7 +41,12 @@ def keep_own_part(parameter: nn.Parameter, tensor: Tensor) -> Tensor:
     own = rows[index] if index < len(rows) else tensor[:0]
     # A copy: a view would keep the whole tensor in memory.
     return DTensor.from_local(
-        own.clone(), mesh, parameter.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
+        own.clone().to(mesh.device_type),
+        mesh,
+        parameter.placements,
+        run_check=False,
+        shape=tensor.shape,
+        stride=tensor.stride(),
     )
 
 
