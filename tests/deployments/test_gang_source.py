@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from ray_cluster.bundles import GroupBundles
+from ray_cluster.errors import FailureKind, RankFailedError
 from ray_cluster.local import LocalCluster
 from ray_cluster.replica_group import GroupState, ReplicaGroup
-from serve_app.deployments.gang_source import BlockTimes, GangSource, ProgressLimits, gang_spec
+from serve_app.deployments.gang_source import BlockTimes, GangSource, ProgressLimits, as_avatar_error, gang_spec
 from serve_app.errors import CheckpointError, GangFailedError, RenderCancelledError
 from serve_app.planning.layout import ParallelLayout
 from serve_app.task import FrameBlock, RenderTask
@@ -163,6 +164,34 @@ def test_a_checkpoint_that_is_not_there_is_the_users_error(cluster: LocalCluster
             frames(group)
     finally:
         group.stop()
+
+
+@pytest.mark.parametrize(
+    ("detail", "remedy"),
+    [
+        ("NCCL error in: ProcessGroupNCCL.cpp:94, unhandled system error", "NCCL_DEBUG=INFO"),
+        ("Error while creating shared memory segment /dev/shm/nccl-x: No space left on device", "--shm-size"),
+        ("CUDA out of memory. Tried to allocate 2.00 GiB", "--size"),
+        ("[Errno 98] Address already in use", "ss -ltnp"),
+        ("its process is gone: killed by signal 9", "memory"),
+        ("something that nobody has met", "look at the log"),
+    ],
+)
+def test_a_failed_rank_is_told_with_what_to_do(detail: str, remedy: str) -> None:
+    failure = RankFailedError(
+        FailureKind.EXCEPTION, rank=1, role="stage 1, ulysses 0", detail=detail, remedy="look at the log"
+    )
+    told = as_avatar_error(failure)
+    assert isinstance(told, GangFailedError)
+    assert told.message == f"rank 1 (stage 1, ulysses 0) raised: {detail}"
+    assert remedy in told.remedy
+
+
+def test_what_the_program_tells_the_user_stays_what_it_is() -> None:
+    cause = CheckpointError("ckpt lacks a file", remedy="download it again", param="checkpoint")
+    failure = RankFailedError(FailureKind.EXCEPTION, rank=0, role="source", detail="x", remedy="y", cause=cause)
+    assert as_avatar_error(failure) is cause
+    assert cause.exit_code == 2
 
 
 def test_the_limit_follows_the_blocks_seen() -> None:
