@@ -55,10 +55,10 @@ class Forecast:
         self._next_queued, self._next_bulk = next(self._queued, None), next(self._bulk, None)
         self._credit_s, self._credit_at = self.bulk.credit_s, self.now
 
-    def first_opening(self, *, earliest: float) -> float | None:
-        """Returns the first moment, not before `earliest`, at which the request is accepted; None: not foreseen."""
+    def first_opening(self, *, earliest: float) -> float:
+        """Returns the first moment, not before `earliest`, at which the request is accepted; infinite: not foreseen."""
         if self.patience_s < self.work_s or not self._free_at:
-            return None
+            return math.inf
         in_the_way = self.queue.last_in_the_way(self.work_s, behind=self.now + self.patience_s, supply=self.supply)
         moment = earliest
         for _ in range(MAX_STARTS):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
-from serve_app.jobs.pool import Booking, Group, Opening, Pool, earliest_free
+from serve_app.jobs.pool import Booking, Group, Opening, Pool, start_of
 from serve_app.jobs.queue import Entry
 from serve_app.jobs.quote import Admitted, Demand, Margin, Outcome, Place, Quote, Reason, Rejected, default_deadline_s
 
@@ -206,16 +206,15 @@ class Ledger:
                 f"the video takes {work_s:.0f} s on layout {layout}, the deadline is in {patience_s:.0f} s",
                 figures={"needed_s": work_s, "deadline_s": patience_s},
             )
-        reason, message, earliest = Reason.NO_CAPACITY, f"all groups of layout {layout} are promised to others", now
-        if len(self._waiting) >= self.limits.max_waiting:
-            reason, message = Reason.QUEUE_FULL, f"{len(self._waiting)} jobs wait, which is the limit"
-            earliest = earliest_free(self._pools.values(), now)
-        if patience_s is None:
-            opening: float | None = earliest
-        else:
+        too_many = len(self._waiting) - self.limits.max_waiting + 1
+        earliest = now if too_many <= 0 else start_of(too_many, self._pools.values(), now)
+        opening = earliest
+        if patience_s is not None and earliest < math.inf:
             opening = pool.first_opening(work_s, patience_s=patience_s, now=now, earliest=earliest)
-        retry_after_s = None if opening is None or opening == math.inf else max(0.0, opening - now)
-        return Rejected(reason, message, retry_after_s=retry_after_s)
+        retry_after_s = max(0.0, opening - now) if opening < math.inf else None
+        if too_many > 0:
+            return Rejected(Reason.QUEUE_FULL, f"{len(self._waiting)} jobs wait, which is the limit", retry_after_s)
+        return Rejected(Reason.NO_CAPACITY, f"all groups of layout {layout} are promised to others", retry_after_s)
 
     def _refresh(self) -> float:
         now = self.clock()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from heapq import heapreplace
+from itertools import chain, islice
 
 from serve_app.jobs.forecast import BulkShare, Forecast
 from serve_app.jobs.queue import ROUNDING_S, Entry, Queue
@@ -131,8 +133,8 @@ class Pool:
         work_s = self.queue.work_s + sum(self.bulk[other].work_s for other in before)
         return Opening(len(self.queue) + len(before), supply.when(work_s))
 
-    def first_opening(self, work_s: float, *, patience_s: float, now: float, earliest: float) -> float | None:
-        """Returns when a job that may end `patience_s` after it was asked for would be accepted."""
+    def first_opening(self, work_s: float, *, patience_s: float, now: float, earliest: float) -> float:
+        """Returns when a job that has to end `patience_s` after it is asked for is accepted; infinite: not foreseen."""
         supply = self.refreshed(now)
         forecast = Forecast(self.queue, supply, self._bulk_share(), now=now, work_s=work_s, patience_s=patience_s)
         return forecast.first_opening(earliest=earliest)
@@ -165,6 +167,13 @@ class Pool:
         self.refreshed(now)
         first = self.queue.first
         return first.job_id if first is not None else next(iter(self.bulk), None)
+
+    def next_starts(self, number: int, now: float) -> Iterator[float]:
+        """Yields when the next so many jobs start, as far as that is foreseen."""
+        free_at = list(self.refreshed(now).free_at)
+        for entry in islice(chain(self.queue, self.bulk.values()), number if free_at else 0):
+            yield free_at[0]
+            heapreplace(free_at, free_at[0] + entry.work_s)
 
     def _bulk_share(self) -> BulkShare:
         return BulkShare(
@@ -204,6 +213,7 @@ class Pool:
         return entry
 
 
-def earliest_free(pools: Iterable[Pool], now: float) -> float:
-    """Returns when the next waiting job starts, of all that wait in `pools`."""
-    return min((pool.refreshed(now).when(0.0) for pool in pools if pool.num_waiting), default=math.inf)
+def start_of(number: int, pools: Iterable[Pool], now: float) -> float:
+    """Returns when the next so many jobs of all that wait in `pools` will have started; infinite if not so many do."""
+    starts = sorted(start for pool in pools for start in pool.next_starts(number, now))
+    return starts[number - 1] if len(starts) >= number else math.inf

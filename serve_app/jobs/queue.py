@@ -131,7 +131,7 @@ class Queue:
         bucket = self._buckets[index]
         del bucket.entries[bisect_left(bucket.entries, entry.key, key=_KEY)]
         bucket.changed()
-        if len(bucket.entries) < BUCKET_SIZE // 2:
+        if len(bucket.entries) <= BUCKET_SIZE // 2:
             self._join(index)
         return entry
 

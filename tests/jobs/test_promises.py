@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -81,11 +83,101 @@ class FasterService(Service):
     pace = 0.6
 
 
-@pytest.mark.parametrize("service", [Service, FasterService])
-def test_no_promise_is_broken_no_job_is_lost_and_retry_after_is_honest(service: type[Service]) -> None:
+class TroubledService(Service):
+    """Groups are lost and come back, jobs turn out longer or shorter: promises may break, all else still holds."""
+
+    @rule(number=st.integers(0, 10))
+    def lose_group(self, number: int) -> None:
+        names = sorted(self.world.ledger.groups)
+        if names:
+            self.world.lose(names[number % len(names)])
+
+    @rule(number=st.integers(0, 10))
+    def bring_back(self, number: int) -> None:
+        lost = [index for index in range(len(self.world.layouts)) if f"g{index}" not in self.world.ledger.groups]
+        if lost:
+            index = lost[number % len(lost)]
+            self.world.bring_back(f"g{index}", layout=self.world.layouts[index])
+
+    @rule(number=st.integers(0, 10), rest_s=SECONDS)
+    def reestimate(self, number: int, rest_s: float) -> None:
+        names = sorted(self.world.ends)
+        if names:
+            self.world.reestimate(names[number % len(names)], rest_s=rest_s)
+
+    def no_promise_is_broken(self) -> None:
+        """Is not to be had here."""
+
+    def teardown(self) -> None:
+        for index, layout in enumerate(self.world.layouts):
+            if f"g{index}" not in self.world.ledger.groups:
+                self.world.bring_back(f"g{index}", layout=layout)
+        self.world.finish_all()
+        self.every_accepted_job_is_somewhere()
+        assert self.world.ledger.num_waiting == 0
+
+
+@pytest.mark.parametrize("service", [Service, FasterService, TroubledService])
+@pytest.mark.parametrize("max_starts", [128, 2])
+def test_no_promise_is_broken_no_job_is_lost_and_retry_after_is_honest(
+    service: type[Service], max_starts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve_app.jobs.queue.BUCKET_SIZE", 2)
+    monkeypatch.setattr("serve_app.jobs.forecast.MAX_STARTS", max_starts)
     run_state_machine_as_test(
         service,
         settings=settings(
-            max_examples=60, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=40,
+            stateful_step_count=30,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+def test_bulk_that_waits_has_its_floor_while_promises_fill_all_groups_and_hold() -> None:
+    world, chance = World(("single",) * 3, bulk_floor=0.1), random.Random(0)
+    for _ in range(200):
+        assert world.accepts(chance.uniform(20, 200), priority=Priority.BULK)
+    bulk = set(world.accepted)
+    refused = 0
+    while world.clock.now < 20_000:
+        seconds = chance.uniform(10, 100)
+        refused += not world.accepts(seconds, deadline_s=seconds + chance.uniform(100, 2_000))
+        world.pass_time(chance.uniform(0, 20))
+    busy_s = {job: world.busy_s[job] for job in world.finished}
+    share = sum(seconds for job, seconds in busy_s.items() if job in bulk) / sum(busy_s.values())
+    assert refused > 100
+    assert 0.08 < share < 0.13
+    assert all(end <= world.promises[job] + LATE_S for job, end in world.finished.items())
+
+
+def test_bulk_alone_has_all_groups() -> None:
+    world = World(("single",) * 2)
+    for _ in range(6):
+        world.ask(10.0, priority=Priority.BULK)
+    world.pass_time(30.0)
+    assert len(world.finished) == 6
+
+
+def test_bulk_that_takes_its_place_passes_none_of_those_that_wait() -> None:
+    world = World(bulk_floor=0.5)
+    world.ask(10.0, deadline_s=10.0)
+    world.ask(4.0, priority=Priority.BULK)
+    for _ in range(3):
+        assert world.accepts(10.0, deadline_s=40.0)
+    world.finish_all()
+    assert world.started == ["job0", "job2", "job3", "job4", "job1"]
+
+
+def test_bulk_that_ran_when_nothing_else_waited_has_used_up_what_it_had_earned() -> None:
+    world = World(bulk_floor=0.1)
+    world.ask(116.0 * 3, priority=Priority.INTERACTIVE)
+    for seconds in (25.0, 13.0, 1.0):
+        world.ask(seconds, priority=Priority.BULK)
+    refused = world.ask(1.0, priority=Priority.INTERACTIVE)
+    assert isinstance(refused, Rejected)
+    assert refused.retry_after_s is not None
+    world.pass_time(refused.retry_after_s)
+    assert world.accepts(1.0, priority=Priority.INTERACTIVE)

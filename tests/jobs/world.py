@@ -94,6 +94,25 @@ class World:
         self.clock.now = until
         self.start_idle()
 
+    def lose(self, name: str) -> None:
+        """Loses a group; its job waits again."""
+        self.ends.pop(name, None)
+        lost = self.ledger.lose_group(name)
+        if lost is not None:
+            self.ledger.put_back(lost)
+        self.start_idle()
+
+    def bring_back(self, name: str, *, layout: str, ready_in_s: float = 0.0) -> None:
+        self.ledger.add_group(name, layout=layout, ready_in_s=ready_in_s)
+        self.start_idle()
+
+    def reestimate(self, name: str, *, rest_s: float) -> None:
+        """A leader reports that its job will take so long from now on, and so it will."""
+        _, job_id = self.ends[name]
+        self.ends[name] = (self.clock.now + rest_s, job_id)
+        self.ledger.progress(job_id, blocks_left=1, block_seconds=rest_s)
+        self.ledger.groups[name].block_seconds = None
+
     def finish_all(self) -> None:
         while self.ends:
             self.pass_time(min(self.ends.values())[0] - self.clock.now)
