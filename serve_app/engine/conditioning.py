@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
 from serve_app.engine.conditions import Conditions
 from serve_app.model.checkpoint import Placement
@@ -15,6 +14,7 @@ from serve_app.model.reference import MOTION_LATENTS
 from serve_app.model.speech_encoder import SpeechEncoder, SpeechFeatures
 from serve_app.model.text_encoder import PromptTokenizer, TextEncoder
 from serve_app.model.vae import VideoVAE
+from serve_app.model.visit import run_on
 from serve_app.planning.geometry import FRAMES_PER_LATENT
 from serve_app.task import RenderTask
 
@@ -34,33 +34,29 @@ class Conditioner:
     def conditions(self, task: RenderTask) -> Conditions:
         device = self.vae.conv1.weight.device
         return Conditions(
-            text=_run_on(device, self.text_encoder, self.tokenizer(task.prompt)),
+            text=run_on(device, self.text_encoder, self.tokenizer(task.prompt)),
             motion=self.vae.encode(_still(task, device)),
         )
 
     def voice(self, task: RenderTask) -> SpeechFeatures:
         """Returns what answers the features of the speech, block by block."""
-        return SpeechFeatures(self.speech_encoder, torch.from_numpy(task.speech))
+        device = self.vae.conv1.weight.device
+        return SpeechFeatures(self.speech_encoder, torch.from_numpy(task.speech), device=device)
 
 
 def load_conditioner(checkpoint: FullCheckpoint, vae: VideoVAE, placement: Placement, *, text_len: int) -> Conditioner:
     """Loads the encoders; the VAE is the one that decodes as well.
 
-    The text encoder stays on the CPU: it is needed once per video and would take a third of the GPU's weights.
-    The speech encoder runs in float32, as it was trained.
+    Those of text and speech stay on the CPU and visit the GPU: the one is needed once per video, the other every
+    8 seconds of it, and the transformer needs the memory. The speech encoder runs in float32, as it was trained.
     """
+    on_host = replace(placement, device=torch.device("cpu"))
     return Conditioner(
         tokenizer=checkpoint.tokenizer(text_len),
-        text_encoder=checkpoint.text_encoder().load(replace(placement, device=torch.device("cpu"))),
-        speech_encoder=checkpoint.speech_encoder().load(replace(placement, dtype=torch.float32)),
+        text_encoder=checkpoint.text_encoder().load(on_host),
+        speech_encoder=checkpoint.speech_encoder().load(replace(on_host, dtype=torch.float32)),
         vae=vae,
     )
-
-
-def _run_on(device: torch.device, module: nn.Module, inputs: Tensor) -> Tensor:
-    """Runs a module that lives on the CPU on `device`; a GPU holds a copy of its weights for that long."""
-    weights = {name: parameter.to(device, non_blocking=True) for name, parameter in module.named_parameters()}
-    return functional_call(module, weights, (inputs.to(device),))
 
 
 def _still(task: RenderTask, device: torch.device) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
+from serve_app.model.visit import run_on
 from serve_app.planning.geometry import FPS
 
 SAMPLE_RATE = 16_000
@@ -131,9 +132,13 @@ class SpeechFeatures:
     CONTEXT_FRAMES = 5 * HIDDEN_FPS
     """What a window hears before and behind itself."""
 
-    def __init__(self, encoder: SpeechEncoder, speech_N: Tensor) -> None:
-        """`speech_N`: float32 at 16 kHz. Raises ValueError when it is too short for one hidden frame."""
+    def __init__(self, encoder: SpeechEncoder, speech_N: Tensor, *, device: torch.device | None = None) -> None:
+        """`speech_N`: float32 at 16 kHz; `device`: where the encoder computes, by default where it is.
+
+        Raises ValueError when the speech is too short for one hidden frame.
+        """
         self._encoder = encoder
+        self._device = device or encoder.device
         self._speech = normalise(speech_N)
         self._num_hidden = encoder.num_hidden_frames(len(speech_N))
         if self._num_hidden < 1:
@@ -178,8 +183,9 @@ class SpeechFeatures:
         end = self._num_hidden if self._num_hidden <= self.WHOLE_FRAMES else min(begin + length, self._num_hidden)
         hop = self._encoder.hop_samples
         stop_sample = len(self._speech) if end == self._num_hidden else end * hop
-        speech = self._speech[begin * hop : stop_sample].to(self._encoder.device)
-        return self._encoder(speech, keep=slice(window.start - begin, window.stop - begin))
+        kept = slice(window.start - begin, window.stop - begin)
+        states: Tensor = run_on(self._device, self._encoder, self._speech[begin * hop : stop_sample], keep=kept)
+        return states
 
     def _silence(self, frames: int) -> Tensor:
         size = self._encoder.wav2vec2.config.hidden_size
