@@ -65,12 +65,10 @@ class Load:
     def pass_time(self) -> None:
         """Lets the time between two requests pass, with what groups do in it."""
         self.now += self.random.expovariate(OVERLOAD * self.num_groups / self.seconds)
-        for _, job_id in [running for running in self.ends.values() if running[0] <= self.now]:
-            self.ledger.release(job_id)
-        for group in [group for group in self.ledger.groups.values() if group.is_idle]:
-            booking = self.ledger.start_next(group.name)
-            took_s = 0.0 if booking is None else booking.seconds * self.random.gauss(1.0, NOISE)
-            self.ends[group.name] = (self.now + took_s, "" if booking is None else booking.job_id)
+        for name in [name for name, (end, _) in self.ends.items() if end <= self.now]:
+            self.ledger.release(self.ends.pop(name)[1])
+        for name, booking in self.ledger.start_idle().items():
+            self.ends[name] = (self.now + booking.seconds * self.random.gauss(1.0, NOISE), booking.job_id)
         if self.now - self.reported_at >= 1:
             self.reported_at = self.now
             for end, job_id in self.ends.values():

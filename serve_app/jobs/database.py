@@ -64,7 +64,7 @@ jobs = Table(
     Column("metadata", Text, nullable=False),
     Column("quote", Text, nullable=False),
     Column("layout", String(200), nullable=False),
-    Column("work_s", Float, nullable=False),
+    Column("predicted_s", Float, nullable=False),
     Column("promised_at", Float),
     Column("expires_at", Float),
     Column("created_at", Float, nullable=False),

@@ -69,7 +69,7 @@ class JobError:
 
 @dataclass(frozen=True, kw_only=True)
 class NewJob:
-    """What an admitted request brings. `work_s` is what it was predicted to take on `layout`.
+    """What an admitted request brings. `predicted_s` is what it takes alone on `layout`.
 
     `promised_at` is the latest finish that was promised, None for bulk. `expires_at`, if the request named a
     deadline, is when nobody wants the video any more.
@@ -78,7 +78,7 @@ class NewJob:
     spec: Document
     inputs: Document
     layout: str
-    work_s: float
+    predicted_s: float
     priority: Priority
     promised_at: float | None = None
     expires_at: float | None = None

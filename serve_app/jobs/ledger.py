@@ -91,14 +91,18 @@ class Ledger:
         """Lets a job wait once more, with the promise that it had: its group was lost."""
         self._wait(booking)
 
-    def start_next(self, group: str) -> Booking | None:
-        """Returns the job that the group shall run now, and counts it as running; None when there is none."""
-        now, idle = self._refresh(), self._groups[group]
-        assert idle.is_idle, f"group {group} is not idle"
-        job_id = None if self.is_closed else self._pools[idle.layout].next_job_id(now)
-        if job_id is None:
-            return None
-        return self._run(job_id, idle)
+    def start_idle(self) -> dict[str, Booking]:
+        """Returns by group the jobs that idle groups shall run now, and counts them as running.
+
+        Call it after whatever may give a group work, before the next `admit`: jobs that wait beside idle groups are
+        reckoned with as if they had to share them.
+        """
+        now, started = self._refresh(), {}
+        for group in self._groups.values():
+            job_id = self._pools[group.layout].next_job_id(now) if group.is_idle and not self.is_closed else None
+            if job_id is not None:
+                started[group.name] = self._run(job_id, group)
+        return started
 
     def progress(self, job_id: str, *, blocks_left: int, block_seconds: float) -> None:
         """Takes what a leader reports at a block border: the rest will take as long per block as the last ones did."""

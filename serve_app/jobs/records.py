@@ -14,7 +14,7 @@ _DOCUMENTS = ("spec", "inputs", "metadata", "quote", "result")
 _PLAIN = (
     "id",
     "layout",
-    "work_s",
+    "predicted_s",
     "promised_at",
     "expires_at",
     "created_at",

@@ -10,7 +10,7 @@ _JOB = NewJob(
     spec={"prompt": "a woman speaks", "size": "704x384"},
     inputs={"image": "file_1", "audio": "file_2"},
     layout="stages=4,vae=1",
-    work_s=60.0,
+    predicted_s=60.0,
     priority=Priority.STANDARD,
     promised_at=7_300.0,
 )

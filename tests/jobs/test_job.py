@@ -38,7 +38,7 @@ def job(state: JobState = QUEUED, attempt: int = 1) -> Job:
         spec={},
         inputs={},
         layout="single",
-        work_s=60.0,
+        predicted_s=60.0,
         priority=Priority.STANDARD,
         created_at=100.0,
     )

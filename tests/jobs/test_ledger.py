@@ -232,6 +232,38 @@ def test_a_job_that_is_slower_than_predicted_makes_later_requests_be_refused() -
     assert refused(world.ledger.quote(demand)).retry_after_s == pytest.approx(5.0)
 
 
+@pytest.mark.parametrize("trouble", ["a group drains", "a job takes longer"])
+def test_what_could_be_promised_before_a_trouble_is_refused_after_it(trouble: str) -> None:
+    world = World(("single",) * 2)
+    for _ in range(2):
+        world.ask(50.0, deadline_s=50.0)
+    world.ask(10.0, deadline_s=100.0)
+    before_it = Demand({"single": 45.0}, deadline_s=99.0)
+    assert isinstance(world.ledger.quote(before_it), Admitted)
+    if trouble == "a group drains":
+        world.ledger.drain_group("g1")
+    else:
+        world.reestimate("g1", rest_s=90.0)
+    assert refused(world.ledger.quote(before_it)).reason is Reason.NO_CAPACITY
+
+
+def test_a_job_is_no_longer_in_the_way_once_it_has_started() -> None:
+    world = World(("single",) * 2)
+    for _ in range(2):
+        world.ask(10.0, deadline_s=10.0)
+    world.ledger.restore("late", layout="single", seconds=300.0, promise_in_s=-1.0)
+    world.ask(10.0, deadline_s=180.0)
+    demand = Demand({"single": 25.0}, deadline_s=30.0)
+    assert refused(world.ledger.quote(demand)).retry_after_s == pytest.approx(15.0)
+
+
+def test_a_job_that_will_have_started_is_not_counted_twice() -> None:
+    world = World()
+    world.ask(10.0, deadline_s=10.0)
+    world.ask(10.0, deadline_s=24.0)
+    assert refused(world.ask(5.0, deadline_s=6.0)).retry_after_s == pytest.approx(19.0)
+
+
 def test_after_a_restart_jobs_wait_and_run_as_before() -> None:
     world = World()
     ledger = world.ledger
@@ -247,9 +279,8 @@ def test_after_a_restart_jobs_wait_and_run_as_before() -> None:
     ]
     assert not world.accepts(10.0, deadline_s=22.0)
     ledger.release("a")
-    booking = ledger.start_next("g0")
-    assert booking is not None
-    assert booking.job_id == "b"
+    assert ledger.start_idle()["g0"].job_id == "b"
+    assert ledger.start_idle() == {}
 
 
 @pytest.mark.parametrize(

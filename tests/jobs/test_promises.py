@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from serve_app.jobs.job import Priority
-from serve_app.jobs.quote import Rejected
+from serve_app.jobs.quote import Admitted, Demand, Rejected
 from tests.jobs.world import World
 
 LATE_S = 1e-3
@@ -127,13 +127,35 @@ def test_no_promise_is_broken_no_job_is_lost_and_retry_after_is_honest(
     run_state_machine_as_test(
         service,
         settings=settings(
-            max_examples=40,
+            max_examples=80,
             stateful_step_count=30,
             deadline=None,
             database=None,
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+@given(
+    jobs=st.lists(st.tuples(SECONDS, st.floats(1, 6)), min_size=1, max_size=12),
+    seconds=SECONDS,
+    patience=st.floats(1, 6),
+    part=st.floats(0, 0.999),
+)
+@settings(deadline=None, max_examples=200)
+def test_on_one_group_retry_after_is_the_first_moment(
+    jobs: list[tuple[float, float]], seconds: float, patience: float, part: float
+) -> None:
+    world, demand = World(), Demand({"single": seconds}, deadline_s=seconds * patience)
+    for work_s, factor in jobs:
+        world.ask(work_s, deadline_s=work_s * factor)
+    refused = world.ledger.quote(demand)
+    if isinstance(refused, Rejected) and refused.retry_after_s is not None:
+        world.pass_time(refused.retry_after_s * part)
+        again = world.ledger.quote(demand)
+        assert isinstance(again, Rejected) or refused.retry_after_s * (1 - part) < LATE_S
+        world.pass_time(refused.retry_after_s * (1 - part))
+        assert isinstance(world.ledger.quote(demand), Admitted)
 
 
 def test_bulk_that_waits_has_its_floor_while_promises_fill_all_groups_and_hold() -> None:
@@ -169,6 +191,17 @@ def test_bulk_that_takes_its_place_passes_none_of_those_that_wait() -> None:
         assert world.accepts(10.0, deadline_s=40.0)
     world.finish_all()
     assert world.started == ["job0", "job2", "job3", "job4", "job1"]
+
+
+def test_bulk_that_ran_when_nothing_else_waited_earns_anew() -> None:
+    world = World(bulk_floor=0.1)
+    world.ask(100.0, deadline_s=100.0)
+    world.ask(20.0, priority=Priority.BULK)
+    world.ask(5.0, priority=Priority.BULK)
+    world.pass_time(101.0)
+    assert world.accepts(10.0, deadline_s=100.0)
+    world.finish_all()
+    assert world.started == ["job0", "job1", "job3", "job2"]
 
 
 def test_bulk_that_ran_when_nothing_else_waited_has_used_up_what_it_had_earned() -> None:

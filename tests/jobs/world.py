@@ -71,13 +71,11 @@ class World:
         return isinstance(self.ask(seconds, **wish), Admitted)  # type: ignore[arg-type]
 
     def start_idle(self) -> None:
-        for name, group in self.ledger.groups.items():
-            booking = self.ledger.start_next(name) if group.is_idle else None
-            if booking is not None:
-                took_s = booking.work_s * self.pace
-                self.ends[name] = (self.clock.now + took_s, booking.job_id)
-                self.started.append(booking.job_id)
-                self.busy_s[booking.job_id] = took_s
+        for name, booking in self.ledger.start_idle().items():
+            took_s = booking.work_s * self.pace
+            self.ends[name] = (self.clock.now + took_s, booking.job_id)
+            self.started.append(booking.job_id)
+            self.busy_s[booking.job_id] = took_s
         self.dropped.update(self.ledger.take_expired())
 
     def pass_time(self, seconds: float) -> None:
