@@ -54,6 +54,7 @@ class Mesh:
         self._timeout_s = collective_s
         self.ulysses: Axis | None = None
         self.decoders: Axis | None = None
+        self.shards: Axis | None = None
         if layout.world_size > 1:
             if self.device.type == "cuda":
                 torch.cuda.set_device(self.device)
@@ -68,6 +69,8 @@ class Mesh:
             first = layout.stage_rank(stage=stage, ulysses=0)
             axis = self._axis(range(first, first + layout.ulysses))
             self.ulysses = axis or self.ulysses
+        # Groups of their own, for exchanges of one group wait for each other: weights must not hold up attention.
+        self.shards = self._axis(range(layout.ulysses)) if layout.weight_shards > 1 else None
         last_stage = layout.place(layout.decoding_ranks[0]).role is Role.STAGE
         own = self._axis(layout.decoding_ranks) if not last_stage else None
         self.decoders = self.ulysses if last_stage and self.is_decoder else own

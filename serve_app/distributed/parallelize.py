@@ -37,10 +37,10 @@ def parallelize_dit(dit: CausalDiT, mesh: Mesh) -> CausalDiT:
     """Shares a transformer, still on the meta device, with the ranks of the ulysses axis; returns it."""
     if mesh.ulysses is None:
         return dit
-    if mesh.layout.weight_shards > 1:
+    if mesh.shards is not None:
         from serve_app.distributed.weight_sharding import shard_units  # a second to import
 
-        shard_units(dit, mesh.ulysses, mesh.device.type, mesh.traffic)
+        shard_units(dit, mesh.shards, mesh.device.type, mesh.traffic)
     ulysses = Ulysses(mesh.ulysses, mesh.traffic)
     dit.trunk = ulysses.around_trunk(dit.trunk)
     for layer in dit.layers:

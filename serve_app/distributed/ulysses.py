@@ -66,7 +66,8 @@ class Ulysses:
         ) -> Tensor:
             assert isinstance(rope, SharedRope), "attention was reached past the shared trunk"
             own = torch.stack((q_BSHD, k_BSHD, v_BSHD)).squeeze(1)
-            q_BLhD, k_BLhD, v_BLhD = self._all_tokens(own, rope).unsqueeze(1)
+            # Copies of their own: what remembers keys and values shall not keep the queries alive.
+            q_BLhD, k_BLhD, v_BLhD = (traded.clone()[None] for traded in self._all_tokens(own, rope))
             return self._all_heads(core(layer, q_BLhD, k_BLhD, v_BLhD, rope, memory), rope)
 
         return shared
