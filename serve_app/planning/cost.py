@@ -173,7 +173,8 @@ def prefill_flops(work: Workload, dims: DiTDims) -> float:
 def decode_flops(dims: VAEDims, size: Size, *, strip: float = 1.0) -> float:
     """Returns the FLOPs of decoding one block on a rank with `strip` of the width."""
     per_pixel = sum(layer.multiply_adds * (strip if layer.is_split else 1.0) for layer in walk_decoder(dims))
-    return 2.0 * (per_pixel * grid_pixels(dims, size) + attention_multiply_adds(dims, size))
+    layers = LATENT_FRAMES_PER_BLOCK * per_pixel * grid_pixels(dims, size)
+    return 2.0 * (layers + attention_multiply_adds(dims, size))
 
 
 @lru_cache(maxsize=4096)

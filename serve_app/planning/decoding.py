@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from serve_app.planning.geometry import Size
+from serve_app.planning.geometry import FRAMES_PER_LATENT, LATENT_FRAMES_PER_BLOCK, Size
 from serve_app.planning.vae_network import VAEDims, grid_pixels, walk_decoder, walk_encoder
 
 _FLOAT32 = 4
@@ -22,9 +22,13 @@ def stream_bytes(dims: VAEDims, size: Size, element: int, strip: float = 1.0) ->
 
 @lru_cache(maxsize=4096)
 def decode_bytes(dims: VAEDims, size: Size, element: int, strip: float = 1.0) -> int:
-    """Returns the working memory of decoding one block: the worst moment of any layer."""
+    """Returns the working memory of decoding one block, latent frame by latent frame.
+
+    The worst moment of any layer, at the last of them, beside the float32 frames of those before.
+    """
     per_pixel = max(layer.peak_of(strip, size.width // dims.patch_size) for layer in walk_decoder(dims))
-    return round(per_pixel * grid_pixels(dims, size)) * element
+    done = (LATENT_FRAMES_PER_BLOCK - 1) * FRAMES_PER_LATENT * 3 * round(strip * size.area) * _FLOAT32
+    return round(per_pixel * grid_pixels(dims, size)) * element + done
 
 
 @lru_cache(maxsize=4096)

@@ -50,9 +50,9 @@ def host_budget(
 ) -> HostBudget:
     """Returns what a video takes besides GPU memory.
 
-    With offload every stage rank pins its units. Rank 0 keeps the text encoder, the speech, and the hidden states of
-    what is encoded at once; frames pass by block after block, so that nothing grows with the length of the video but
-    its speech and its file.
+    With offload every stage rank pins its units. Rank 0 keeps the encoders of text and speech, the speech, and the
+    hidden states of what is encoded at once; frames pass by block after block, so that nothing grows with the length
+    of the video but its speech and its file.
     """
     element = ELEMENT_BYTES[dtype]
     pinned = layout.num_stage_ranks * _pinned_bytes(dims.dit, element) if layout.offload == "layers" else 0
@@ -63,7 +63,7 @@ def host_budget(
     frames = _FRAMES_IN_FLIGHT * work.size.area * 3
     return HostBudget(
         pinned_bytes=pinned,
-        memory_bytes=pinned + dims.text.parameters * element + speech + states + frames,
+        memory_bytes=pinned + dims.text.parameters * element + dims.speech.parameters * 4 + speech + states + frames,
         disk_bytes=input_bytes + output_bytes(work, calibration=calibration),
     )
 

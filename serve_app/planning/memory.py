@@ -20,8 +20,6 @@ from serve_app.planning.vae_network import VAEDims
 from serve_app.planning.workload import MOTION_LATENTS, Workload
 
 _FLOAT32 = 4
-_WHOLE_UNITS = 2
-"""Of sharded weights a unit is whole twice while it computes: as gathered, and copied out."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +114,10 @@ def _rank_memory(model: _Model, place: RankPlace, calibration: Calibration) -> R
     parts = [Part("CUDA context", calibration.context_bytes)]
     if model.layout.world_size > 1:
         parts.append(Part("communicators", calibration.communicator_bytes))
-    parts += _weights(model, denoises=denoises, has_vae=conditions or decodes, conditions=conditions)
+    if denoises:
+        parts += _transformer_weights(model)
+    if conditions or decodes:
+        parts.append(Part("VAE weights", model.dims.vae.parameters * model.element))
     if denoises:
         parts += _caches(model, model.num_steps(place))
     if decodes:
@@ -124,24 +125,12 @@ def _rank_memory(model: _Model, place: RankPlace, calibration: Calibration) -> R
     return RankMemory(place, tuple(parts), tuple(_phases(model, place, denoises=denoises, decodes=decodes)))
 
 
-def _weights(model: _Model, *, denoises: bool, has_vae: bool, conditions: bool) -> list[Part]:
-    parts = []
-    if denoises:
-        parts += _transformer_weights(model)
-    if has_vae:
-        parts.append(Part("VAE weights", model.dims.vae.parameters * model.element))
-    if conditions:
-        # Float32 whatever the rest is: `engine.conditioning` loads it so, as it was trained.
-        parts.append(Part("speech encoder weights", model.dims.speech.parameters * _FLOAT32))
-    return parts
-
-
 def _transformer_weights(model: _Model) -> list[Part]:
     dit, element, layout = model.dims.dit, model.element, model.layout
     if layout.offload == "layers":
         return [
             Part("transformer weights", dit.resident_parameters * element),
-            Part("streamed layers", _WHOLE_UNITS * max(dit.units) * element),  # two slots that take turns
+            Part("streamed layers", 2 * max(dit.units) * element),  # two slots that take turns
         ]
     if layout.weight_shards > 1:
         shards = sum(dit.unit_shards(layout.weight_shards))
@@ -153,12 +142,10 @@ def _caches(model: _Model, num_steps: int) -> list[Part]:
     """Keys and values: per owned step of the window, once of the sink (local heads), once of the text (all heads)."""
     dit, work, element = model.dims.dit, model.work, model.element
     per_token = 2 * dit.dim * dit.num_layers * element // model.layout.ulysses
-    # Traded keys and values of the sink are views of one tensor, which keeps its query as well (`distributed.ulysses`).
-    sink_tokens = work.size.cond_tokens * (3 if model.layout.ulysses > 1 else 2) // 2
     return [
         Part("text keys and values", 2 * dit.num_layers * dit.text_len * dit.dim * element, is_of_video=True),
         Part("KV cache", num_steps * work.window_tokens * per_token, is_of_video=True),
-        Part("sink", sink_tokens * per_token, is_of_video=True),
+        Part("sink", work.size.cond_tokens * per_token, is_of_video=True),
         Part("conditions", _condition_bytes(model, num_steps), is_of_video=True),
     ]
 
@@ -185,14 +172,12 @@ def _phases(model: _Model, place: RankPlace, *, denoises: bool, decodes: bool) -
             Phase(
                 "encode portrait", encode_bytes(model.dims.vae, model.work.size, model.element), is_within_video=False
             ),
-            Phase("encode speech", _speech_bytes(model)),
+            # Float32 whatever the rest is, as it was trained; the weights come every time from the host.
+            Phase("encode speech", _speech_bytes(model), model.dims.speech.parameters * _FLOAT32),
         ]
     if denoises:
         working = denoise_bytes(model.work, model.layout, model.dims, model.element)
-        phases.append(Phase("denoise", working, _unit_bytes(model, _WHOLE_UNITS)))
-        if model.layout.weight_shards > 1:
-            # FSDP2 keeps the buffer that gathered the unit before until the next one is copied out of its own.
-            phases.append(Phase("gather a layer", _residual_bytes(model), _unit_bytes(model, _WHOLE_UNITS + 1)))
+        phases.append(Phase("denoise", working, _gathered_bytes(model)))
     if decodes:
         phases.append(Phase("decode", _of_strip(model, place, decode_bytes)))
     return phases
@@ -217,17 +202,15 @@ def denoise_bytes(work: Workload, layout: ParallelLayout, dims: ModelDims, eleme
     return own + attended + whole_residual
 
 
-def _unit_bytes(model: _Model, count: int) -> int:
-    """Returns the bytes of so many of the largest units, whole; 0 where no weights are sharded."""
+def _gathered_bytes(model: _Model) -> int:
+    """Returns what sharded weights take whole: a layer that computes, the next, gathered meanwhile, and an injector.
+
+    FSDP2 keeps the buffer that gathered the injector until the next gathering (`distributed.weight_sharding`).
+    """
+    dit = model.dims.dit
     if model.layout.weight_shards == 1:
         return 0
-    return count * max(model.dims.dit.units) * model.element
-
-
-def _residual_bytes(model: _Model) -> int:
-    """Returns the float32 residual: of all tokens, and of this rank's."""
-    ranks = model.layout.ulysses
-    return model.work.block_tokens * model.dims.dit.dim * _FLOAT32 * (ranks + 1) // ranks
+    return (2 * dit.units[0] + dit.units[dit.num_layers]) * model.element
 
 
 def _text_weight_bytes(model: _Model) -> int:

@@ -1,7 +1,7 @@
 """The VAE as planning sees it: one walk over its layers gives parameters, stream, peaks and arithmetic.
 
 Source: `model.vae` and the published Wan2.1 VAE. Every quantity per element (`* element_bytes` gives bytes), for one
-chunk: 3 latent frames = 12 frames in decoding, 4 frames in encoding, both in full swing (not the start of a stream).
+chunk: one latent frame, which is 4 frames, both ways in full swing (not the start of a stream).
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Layer:
 
 @cache
 def walk_decoder(dims: VAEDims) -> tuple[Layer, ...]:
-    """Returns the decoder's layers in order, for a block of 3 latent frames."""
+    """Returns the decoder's layers in order, for one latent frame."""
     return tuple(_decoder(dims))
 
 
@@ -89,7 +89,7 @@ def walk_encoder(dims: VAEDims) -> tuple[Layer, ...]:
 def _decoder(dims: VAEDims) -> Iterator[Layer]:
     widths = [dims.decoder_dim * factor for factor in (dims.dim_mult[-1], *reversed(dims.dim_mult))]
     levels = len(dims.dim_mult)
-    scale, frames = 0.25 ** (levels - 1), LATENT_FRAMES_PER_BLOCK
+    scale, frames = 0.25 ** (levels - 1), 1
     yield _convolution("conv1", dims.z_dim, widths[0], frames, scale, is_split=False)
     yield from _middle(widths[0], frames, scale)
     for level, (before, after) in enumerate(pairwise(widths)):

@@ -33,7 +33,7 @@ _USUAL_WASTE, _PRECISION = 1.008, 1.009
 _SMALLEST_BYTES = 2**16
 """Smaller storages are left out: thousands of them fit into one page."""
 _NUM_VIDEOS = 2
-_INJECTOR, _INJECTOR_OF_A_CALL = 1, 2
+_INJECTOR, _INJECTOR_OF_A_CALL, _LAST_OF_A_CALL = 1, 2, 3
 """Where an injector stands among all units, behind the layer that it follows; and in a recorded call."""
 
 
@@ -105,16 +105,13 @@ class _Rank:
         return self.place.rank in self.layout.decoding_ranks
 
     def _load(self, card: CachingAllocator) -> None:
-        vae, speech = small_weights()
+        vae, _ = small_weights()
         if self.is_stage:
             for name, size in self._dit_tensors():
                 card.take(("dit", name), size)
         if self.place.rank == 0 or self.is_decoder:
             for number, size in enumerate(vae):
                 card.take(("vae", number), size)
-        if self.place.rank == 0:
-            for number, size in enumerate(speech):
-                card.take(("speech", number), size)
 
     def _dit_tensors(self) -> Iterator[tuple[object, int]]:
         units, rest = dit_weights()
@@ -166,8 +163,10 @@ class _Video:
         decoding = self._decoding()
         self._replay("decoder", next(decoding, ()))
         if self._rank.place.rank == 0:
+            self._take_all("speech encoder", small_weights()[1])
             self._replay("voice", speech_trace(round(work.encoded_speech_seconds)))
             self._drop("voice")
+            self._drop("speech encoder")
         for call in calls if steps else ():
             self._call(call)
             self._replay("decoder", next(decoding, ()))
@@ -207,16 +206,24 @@ class _Video:
         return self._rank.layout.weight_shards > 1
 
     def _gather(self, unit: int) -> None:
-        """Gathers into a buffer of the gathering stream, copies out of it, and lets go of the buffer before."""
-        tensors = dit_weights()[0][_INJECTOR if unit == _INJECTOR_OF_A_CALL else 0]
-        before = list(self._alive["gathered"])
-        key = ("gathered", unit)
-        self._card.take((self._index, "gathered", key), sum(tensors), stream="gathering")
-        self._alive["gathered"].add(key)
+        """Makes a unit whole, and begins to gather the next layer while a layer runs (`distributed.weight_sharding`).
+
+        Buffers are of the gathering stream; an injector's stays until the next gathering.
+        """
+        is_injector = unit == _INJECTOR_OF_A_CALL
+        tensors = dit_weights()[0][_INJECTOR if is_injector else 0]
+        if is_injector or not self._alive["gathered"]:
+            self._buffer(f"of {unit}", sum(tensors))
         for number, size in enumerate(tensors):
             self._event(f"unit {unit}", number, size)
-        for old in before:
-            self._event("gathered", old, 0)
+        if not is_injector:
+            self._drop("gathered")
+            if unit != _LAST_OF_A_CALL:
+                self._buffer(f"after {unit}", sum(tensors))
+
+    def _buffer(self, key: str, num_bytes: int) -> None:
+        self._card.take((self._index, "gathered", key), num_bytes, stream="gathering")
+        self._alive["gathered"].add(key)
 
     def _replay(self, scope: str, events: Iterable[Event]) -> None:
         for number, size in events:

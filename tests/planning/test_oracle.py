@@ -11,7 +11,7 @@ from tests.planning.oracle import card_needed
 from tests.planning.trials import draw_videos, score, trials_of
 
 NUM_CASES = 300
-NUM_VIDEOS = 8
+NUM_VIDEOS = 6
 SEED = 7
 
 
@@ -36,4 +36,4 @@ def test_fixed_segments_need_more_than_is_planned_for() -> None:
     work, layout = Workload(Size(384, 256)), ParallelLayout(offload="layers")
     expandable = card_needed(work, layout, load_calibration())
     fixed = card_needed(work, layout, load_calibration(), allocator=CachingAllocator)
-    assert fixed > 1.1 * expandable
+    assert fixed > 1.08 * expandable

@@ -122,9 +122,7 @@ def test_units_are_those_that_are_gathered_and_streamed() -> None:
     assert largest_unit_bytes(dit) == max(PUBLISHED.dit.units) * BF16
 
 
-@pytest.mark.parametrize(
-    ("size", "infer_frames"), [(Size(384, 256), 24), (Size(704, 384), 48), (Size(1280, 704), 96)], ids=str
-)
+@pytest.mark.parametrize(("size", "infer_frames"), [(Size(384, 256), 24), (Size(1280, 704), 96)], ids=str)
 def test_sharded_units_are_whole_while_a_call_runs(
     axis_of: FakeAxis, monkeypatch: pytest.MonkeyPatch, size: Size, infer_frames: int
 ) -> None:
@@ -146,8 +144,8 @@ def test_sharded_units_are_whole_while_a_call_runs(
     dims = replace(PUBLISHED, dit=replace(PUBLISHED.dit, num_layers=4, num_injectors=1))
     memory = estimate(work, layout, dtype="bfloat16", calibration=load_calibration(), dims=dims)[1]
     assert next(part.num_bytes for part in memory.parts if part.name == "transformer weights") == kept
-    predicted = max(phase.with_margin(1.0) for phase in memory.phases if phase.name in ("denoise", "gather a layer"))
-    assert predicted == pytest.approx(seen, rel=TOLERANCE)
+    phase = next(phase for phase in memory.phases if phase.name == "denoise")
+    assert phase.with_margin(1.0) == pytest.approx(seen, rel=TOLERANCE)
 
 
 _from_group = DeviceMesh.from_group
