@@ -31,7 +31,7 @@ from serve_app.deployments.gang_source import gang_spec
 from serve_app.planning.geometry import FRAMES_PER_BLOCK, Size, Timeline, exact_size, parse_size
 from serve_app.planning.layout import ParallelLayout
 from serve_app.rendering.frames import InProcessSource
-from serve_app.schemas.config import AppConfig
+from serve_app.schemas.config import AppConfig, GangLimits
 from serve_app.task import MODEL_SAMPLE_RATE, RenderTask
 
 CACHE_DIR = AppConfig().cache_dir
@@ -55,7 +55,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     task = a_task(exact_size(parse_size(options.size)), NUM_BLOCKS)
-    with local_cluster(num_cpus=12, num_gpus=8):
+    with local_cluster(num_cpus=12, num_gpus=8, gpus_are_logical=True):
         print_starts(options.rounds)
         print_added_time(task, options.rounds)
         print_traffic(task)
@@ -134,7 +134,9 @@ def gang(
     layout: str, *, threads: int, program: str | None = None, options: Mapping[str, Any] | None = None
 ) -> Iterator[Gang]:
     parsed = ParallelLayout.parse(layout)
-    spec: GangSpec = gang_spec(parsed, checkpoint="tiny", cache_dir=CACHE_DIR, threads_per_rank=threads)
+    spec: GangSpec = gang_spec(
+        parsed, checkpoint="tiny", cache_dir=CACHE_DIR, limits=GangLimits(), threads_per_rank=threads
+    )
     spec = replace(spec, program=program or spec.program, options={**spec.options, **(options or {})})
     bundles = GroupBundles(parsed.world_size)
     timeouts = GangTimeouts()

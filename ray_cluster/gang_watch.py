@@ -113,7 +113,7 @@ class GangWatch:
             detail=f"{raised.type_name}: {raised.text}",
             remedy="take a smaller task or more memory"
             if raised.is_out_of_memory
-            else "see the traceback in the log; the same task may fail again",
+            else "see the traceback; the same task may fail again",
             cause=raised.cause(),
             cause_type=raised.type_name,
             traceback=raised.traceback,
@@ -131,7 +131,7 @@ class GangWatch:
             detail=f"{_exit_text(error)} (it was: {self._described(rank)})",
             remedy="take a smaller task or more memory"
             if is_memory
-            else "killed by signal 9 is often the kernel's OOM killer (see dmesg); else see the rank's log",
+            else "killed by signal 9 is often the kernel's OOM killer (see dmesg); of others Ray's log says more",
         )
 
     def stuck(self, what: str) -> RankFailedError:
@@ -216,8 +216,11 @@ class GangWatch:
 
 
 def root_cause(errors: Sequence[RankFailedError], raised_at: Sequence[float]) -> RankFailedError:
-    """Returns the error that explains the others: a rank that is gone, else the exception that came first."""
-    order = sorted(range(len(errors)), key=lambda i: (errors[i].kind is not FailureKind.DIED, raised_at[i]))
+    """Returns the error that explains the others: a rank that is gone, else the exception that came first.
+
+    Of what is gone no exception is known; a neighbour may tell of it before Ray does.
+    """
+    order = sorted(range(len(errors)), key=lambda i: (bool(errors[i].cause_type), raised_at[i]))
     return errors[order[0]]
 
 
@@ -242,6 +245,6 @@ def _kill_everywhere(processes: Sequence[ProcessIdentity], *, timeout_s: float) 
 
 
 def _exit_text(error: Exception) -> str:
-    """Returns Ray's words about the end of a process, without the lines that repeat who it was."""
-    lines = [line.strip() for line in str(error).splitlines()]
+    """Returns Ray's words about the end of a process, without who it was and the causes that it lists for any end."""
+    lines = [line.strip() for line in str(error).partition("Some common causes include")[0].splitlines()]
     return " ".join(line for line in lines if line and not line.startswith(("class_name:", "actor_id:", "namespace:")))

@@ -38,13 +38,14 @@ def local_cluster(
     *,
     num_cpus: int,
     num_gpus: int,
+    gpus_are_logical: bool = False,
     object_store_bytes: int = 512 * MIB,
     temp_root: Path = Path("/tmp"),  # noqa: S108
 ) -> Iterator[LocalCluster]:
     """Starts a Ray of this process alone, and ends it.
 
-    `num_gpus` may be more than there are. Call it on a thread that lives as long: the kernel ends the cluster with
-    the thread that started it. Raises LocalClusterError.
+    With `gpus_are_logical` there may be any number of them: tickets, whatever the machine has. Call it on a thread
+    that lives as long: the kernel ends the cluster with the thread that started it. Raises LocalClusterError.
 
     The cluster listens on all addresses of the machine, for Ray replaces a loopback address by the machine's own; so
     only who has the token of this run, which is in no file, may use it.
@@ -55,7 +56,8 @@ def local_cluster(
     settings = _settings()
     with _guarded_folder(temp_root) as folder, _ray_settings():
         try:
-            with _environment(settings), _same_sigterm():
+            hidden = ("CUDA_VISIBLE_DEVICES",) if gpus_are_logical else ()  # Ray wants as many there
+            with _environment(settings, cleared=hidden), _same_sigterm(), _told():
                 _read_environment()
                 ray.init(
                     address="local",
@@ -118,6 +120,18 @@ def _same_sigterm() -> Iterator[None]:
             signal.signal(signal.SIGTERM, handler)
 
 
+@contextmanager
+def _told() -> Iterator[None]:
+    """Tells what keeps Ray from starting as an error of ours."""
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError) as error:
+        raise LocalClusterError(
+            f"Ray does not start on this machine: {error}",
+            remedy="look at memory, /dev/shm, open files and the environment (CUDA_VISIBLE_DEVICES, RAY_...)",
+        ) from error
+
+
 def _read_environment() -> None:
     """Lets Ray read its settings and the token again: it does so once, when it is imported or first used."""
     raylet: Any = ray._raylet
@@ -126,9 +140,9 @@ def _read_environment() -> None:
 
 
 @contextmanager
-def _environment(settings: Mapping[str, str]) -> Iterator[None]:
+def _environment(settings: Mapping[str, str], *, cleared: tuple[str, ...]) -> Iterator[None]:
     """Sets the environment while Ray's processes start, without what would lead them to another cluster."""
-    cleared = ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH")
+    cleared = ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH", *cleared)
     before = {name: os.environ.pop(name, None) for name in (*settings, *cleared)}
     os.environ.update(settings)
     try:

@@ -16,7 +16,7 @@ from serve_app.commands.checkpoint import add_convert, add_verify
 from serve_app.commands.doctor import add_doctor
 from serve_app.commands.plan import add_plan
 from serve_app.commands.render import add_render
-from serve_app.errors import AvatarError, did_you_mean
+from serve_app.errors import AvatarError, GangFailedError, did_you_mean
 
 STOP_SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
@@ -34,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(options.run(options))
     except AvatarError as error:
         if not stop.is_received():
+            if isinstance(error, GangFailedError) and error.details:
+                print(error.details, file=sys.stderr)
             print(f"live-avatar: {error}", file=sys.stderr)
             return error.exit_code
     except BaseException:

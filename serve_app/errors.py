@@ -84,7 +84,12 @@ class RankError(AvatarError):
 
 
 class GangFailedError(AvatarError):
-    """The ranks that shared a video failed, or found no place; nothing of the video is kept."""
+    """The ranks that shared a video failed, or found no place; nothing of the video is kept.
+
+    `details` is the traceback of the rank that raised, "" where there is none.
+    """
+
+    details = ""
 
     code = "gang_failed"
 

@@ -25,7 +25,7 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[LocalCluster]:
     """One Ray for all tests of a run, with eight logical GPUs."""
-    with local_cluster(num_cpus=2, num_gpus=8, object_store_bytes=256 * MIB) as started:
+    with local_cluster(num_cpus=2, num_gpus=8, gpus_are_logical=True, object_store_bytes=256 * MIB) as started:
         yield started
 
 

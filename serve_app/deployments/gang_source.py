@@ -10,59 +10,49 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ray_cluster.errors import ClusterError, GroupUnavailableError, RankFailedError
-from ray_cluster.gang import GangSpec
+from ray_cluster.gang import GangSpec, GangTimeouts
 from ray_cluster.replica_group import GroupState, ReplicaGroup
 from serve_app.errors import AvatarError, GangFailedError, RenderCancelledError
 from serve_app.planning.layout import ParallelLayout
-from serve_app.rendering.frames import PROGRAM, SHARED_CORES, IsCancelled
+from serve_app.rendering.frames import PROGRAM, RANK_ENVIRONMENT, IsCancelled
+from serve_app.schemas.config import GangLimits
 from serve_app.task import FrameBlock, RenderTask
 from serve_app.troubleshooting import remedy_for
 
 _LOOK_EVERY_S = 0.2
-
-
-@dataclass(frozen=True)
-class ProgressLimits:
-    """How long the ranks of a gang may show no sign of progress, in seconds.
-
-    `first_block_s` holds until the first block of a video is there: conditioning, and whatever a first call takes.
-    Afterwards it is `factor` times the predicted time of a block, and at least `least_s`.
-    """
-
-    first_block_s: float = 600.0
-    least_s: float = 30.0
-    factor: float = 10.0
+_CLAIM_S = 5.0
+"""A group that was ready a moment ago may have failed since: then its task is over before it began."""
+_RUN_AHEAD = 3
 
 
 @dataclass
 class BlockTimes:
     """Predicts the time of a block: the mean of those seen in this video."""
 
-    limits: ProgressLimits
+    limits: GangLimits
     seconds: list[float] = field(default_factory=list)
 
     def limit_s(self, index: int) -> float:
         """Returns how long the ranks may work on block `index` without a note."""
-        if index == 0 or not self.seconds:
+        later = self.seconds[1:]  # the first one holds conditioning, and whatever a first call takes
+        if index < 2 or not later:
             return self.limits.first_block_s
-        return max(self.limits.least_s, self.limits.factor * sum(self.seconds) / len(self.seconds))
+        return max(self.limits.least_progress_s, self.limits.progress_factor * sum(later) / len(later))
 
 
 class GangSource:
     """A FrameSource on a replica group; a group that fails rebuilds itself for the next task."""
 
-    def __init__(self, group: ReplicaGroup, *, limits: ProgressLimits, ready_timeout_s: float) -> None:
-        """`ready_timeout_s`: how long a task waits for a group that is being rebuilt."""
+    def __init__(self, group: ReplicaGroup, *, limits: GangLimits) -> None:
         self._group = group
         self._limits = limits
-        self._ready_timeout_s = ready_timeout_s
 
     def frames(self, task: RenderTask, *, is_cancelled: IsCancelled) -> Iterator[FrameBlock]:
         """See FrameSource; raises GangFailedError, or what the program itself raised, when a rank fails."""
         times = BlockTimes(self._limits)
         try:
-            wait_ready(self._group, timeout_s=self._ready_timeout_s, is_cancelled=is_cancelled)
-            blocks = self._group.run(task, item_limit_s=times.limit_s)
+            wait_ready(self._group, timeout_s=self._limits.start_s, is_cancelled=is_cancelled)
+            blocks = self._group.run(task, item_limit_s=times.limit_s, ready_timeout_s=_CLAIM_S)
             # Closing cancels what still runs, and waits for its border.
             with _cancelling(self._group, is_cancelled), closing(blocks):
                 for block in blocks:
@@ -114,17 +104,43 @@ def _cancelled() -> RenderCancelledError:
     return RenderCancelledError("the render was cancelled", remedy="start it again to get the whole video")
 
 
-def gang_spec(layout: ParallelLayout, *, checkpoint: str, cache_dir: Path, threads_per_rank: int) -> GangSpec:
+def gang_timeouts(limits: GangLimits) -> GangTimeouts:
+    """Returns the mechanism's part of the limits."""
+    return GangTimeouts(
+        placement_s=limits.placement_s, start_s=limits.start_s, heartbeat_s=limits.heartbeat_s, drain_s=limits.drain_s
+    )
+
+
+def gang_spec(
+    layout: ParallelLayout, *, checkpoint: str, cache_dir: Path, limits: GangLimits, threads_per_rank: int
+) -> GangSpec:
     """Returns what the ranks of this layout run."""
-    options = {"checkpoint": checkpoint, "cache_dir": cache_dir, "layout": str(layout)}
-    return GangSpec(PROGRAM, options=options, threads_per_rank=threads_per_rank, env=SHARED_CORES)
+    options = {
+        "checkpoint": checkpoint,
+        "cache_dir": cache_dir,
+        "layout": str(layout),
+        "meet_s": limits.meet_s,
+        "first_s": limits.first_message_s,
+        "later_s": limits.message_s,
+    }
+    # As many finished blocks may wait as can be begun: the output rank never stops in Ray while others wait for it.
+    return GangSpec(
+        PROGRAM,
+        options=options,
+        threads_per_rank=threads_per_rank,
+        run_ahead=_RUN_AHEAD,
+        num_buffered=layout.world_size + _RUN_AHEAD + 1,
+        env=RANK_ENVIRONMENT,
+    )
 
 
 def as_avatar_error(error: ClusterError) -> AvatarError:
     """Returns what a user is told: the program's own error, or the cluster's with the remedy that is known for it."""
     if isinstance(error, RankFailedError) and isinstance(error.cause, AvatarError):
         return _with_remedy(error.cause)
-    return GangFailedError(error.message, remedy=remedy_for(error.message) or error.remedy)
+    failed = GangFailedError(error.message, remedy=remedy_for(error.message) or error.remedy)
+    failed.details = error.traceback if isinstance(error, RankFailedError) else ""
+    return failed
 
 
 def _with_remedy(error: AvatarError) -> AvatarError:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
 from ray_cluster.bundles import GroupBundles
 from ray_cluster.errors import ClusterError
-from ray_cluster.gang import GangTimeouts
-from ray_cluster.inventory import Gpu, local_gpus
+from ray_cluster.gang import GangSpec
+from ray_cluster.inventory import local_gpus
 from ray_cluster.local import local_cluster
 from ray_cluster.nvml import NoGpus
 from ray_cluster.replica_group import ReplicaGroup
-from serve_app.deployments.gang_source import GangSource, ProgressLimits, as_avatar_error, gang_spec, wait_ready
-from serve_app.errors import InvalidRequestError
+from ray_cluster.restart_budget import RestartPolicy
+from serve_app.deployments.gang_source import GangSource, as_avatar_error, gang_spec, gang_timeouts, wait_ready
+from serve_app.errors import GangFailedError, InvalidRequestError
 from serve_app.planning.layout import ParallelLayout
 from serve_app.rendering.frames import IsCancelled
 from serve_app.schemas.config import AppConfig
@@ -25,6 +27,8 @@ from serve_app.task import FrameBlock, RenderTask
 
 _SPARE_CPUS = 4
 """Of the private Ray, beside one per rank: CPUs there are tickets, not cores."""
+_WITHOUT_GPU = {"CUDA_VISIBLE_DEVICES": "", "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}
+"""For ranks on logical GPUs: Ray would show them whatever GPU of the machine has that number."""
 
 
 class LocalGangSource:
@@ -58,33 +62,67 @@ class LocalGangSource:
 
     def _start(self, is_cancelled: IsCancelled) -> GangSource:
         started = time.perf_counter()
-        num_ranks, timeouts = self._layout.world_size, GangTimeouts()
-        gpus = local_gpus()
-        num_gpus = num_ranks if isinstance(gpus, NoGpus) else _enough(gpus, self._layout)
-        self._open.enter_context(local_cluster(num_cpus=num_ranks + _SPARE_CPUS, num_gpus=num_gpus))
+        layout, limits = self._layout, self._config.gang
+        gpus = usable_gpus(self._config.cuda_visible_devices)
+        if gpus and gpus < layout.world_size:
+            raise _too_few(gpus, layout)
+        self._open.enter_context(
+            local_cluster(
+                num_cpus=layout.world_size + _SPARE_CPUS,
+                num_gpus=gpus or layout.world_size,
+                gpus_are_logical=not gpus,
+            )
+        )
+        group = ReplicaGroup(
+            "local",
+            self._spec(on_cpu=not gpus),
+            GroupBundles(layout.world_size),
+            timeouts=gang_timeouts(limits),
+            restarts=RestartPolicy(max_restarts=0),  # a command fails with its gang
+        )
+        self._open.callback(group.stop)
+        group.start()
+        wait_ready(group, timeout_s=limits.placement_s + limits.start_s, is_cancelled=is_cancelled)
+        self._on_start(f"{self._ranks_of(group, gpus)}, started in {time.perf_counter() - started:.1f} s")
+        return GangSource(group, limits=limits)
+
+    def _spec(self, *, on_cpu: bool) -> GangSpec:
         spec = gang_spec(
             self._layout,
             checkpoint=self._checkpoint,
             cache_dir=self._config.cache_dir,
-            threads_per_rank=self._config.threads or max(1, (os.cpu_count() or 1) // num_ranks),
+            limits=self._config.gang,
+            threads_per_rank=self._config.threads or max(1, (os.cpu_count() or 1) // self._layout.world_size),
         )
-        group = ReplicaGroup("local", spec, GroupBundles(num_ranks), timeouts=timeouts)
-        self._open.callback(group.stop)
-        group.start()
-        wait_ready(group, timeout_s=timeouts.placement_s + timeouts.start_s, is_cancelled=is_cancelled)
-        where = "CPU" if isinstance(gpus, NoGpus) else f"{len(gpus)} GPUs"
-        ranks = "1 rank" if num_ranks == 1 else f"{num_ranks} ranks"
-        seconds = time.perf_counter() - started
-        self._on_start(f"{ranks} ({self._layout}) on {where}, started in {seconds:.1f} s")
-        return GangSource(group, limits=ProgressLimits(), ready_timeout_s=timeouts.start_s)
+        return replace(spec, env={**spec.env, **_WITHOUT_GPU}) if on_cpu else spec
+
+    def _ranks_of(self, group: ReplicaGroup, gpus: int) -> str:
+        """Says what runs where; raises GangFailedError when there are GPUs and the ranks do not use them."""
+        assert group.gang is not None
+        devices = {str(report.facts["device"]) for report in group.gang.reports}
+        if gpus and devices != {"cuda"}:
+            raise GangFailedError(
+                f"this machine has {gpus} GPUs, but torch sees none of them in the ranks",
+                remedy="`live-avatar doctor` compares driver and torch; CUDA_VISIBLE_DEVICES= renders on the CPU",
+            )
+        ranks = "1 rank" if self._layout.world_size == 1 else f"{self._layout.world_size} ranks"
+        return f"{ranks} ({self._layout}) on {'GPUs' if gpus else 'the CPU'}"
 
 
-def _enough(gpus: Sequence[Gpu], layout: ParallelLayout) -> int:
-    """Returns how many GPUs there are; raises InvalidRequestError when the layout has more ranks."""
-    if len(gpus) < layout.world_size:
-        raise InvalidRequestError(
-            f"layout {layout} has {layout.world_size} ranks, one per GPU, but this machine has {len(gpus)}",
-            remedy=f"use a layout of at most {len(gpus)} ranks (stages x ulysses + vae)",
-            param="layout",
-        )
-    return len(gpus)
+def usable_gpus(cuda_visible_devices: str | None) -> int:
+    """Returns how many GPUs this process may use: those of the machine, less what CUDA's variable hides."""
+    gpus = local_gpus()
+    if isinstance(gpus, NoGpus):
+        return 0
+    if cuda_visible_devices is None:
+        return len(gpus)
+    named = [name.strip() for name in cuda_visible_devices.split(",")]
+    return min(len(gpus), len([name for name in named if name not in ("", "-1")]))
+
+
+def _too_few(gpus: int, layout: ParallelLayout) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"layout {layout} has {layout.world_size} ranks, one per GPU, but {gpus} may be used",
+        remedy=f"use a layout of at most {gpus} ranks (stages x ulysses + vae)",
+        param="layout",
+    )

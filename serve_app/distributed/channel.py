@@ -58,7 +58,7 @@ class Sender:
                 assert work is not None, "a rank sends to itself"
                 self._under_way.append((work, tensor))  # the tensor lives until it has left
         except RuntimeError as error:
-            raise _gone(self._peer, "took a message", error) from error
+            raise _gone(self._peer, "taken a message", error) from error
         self._traffic.add("messages", sum(tensor.nbytes for tensor in tensors))
 
     def flush(self) -> None:
@@ -67,7 +67,7 @@ class Sender:
             try:
                 work.wait(timedelta(seconds=self._timeout_s))
             except RuntimeError as error:
-                raise _gone(self._peer, f"took a message within {self._timeout_s:g} s", error) from error
+                raise _gone(self._peer, f"taken a message within {self._timeout_s:g} s", error) from error
         self._under_way.clear()
 
 

@@ -24,7 +24,11 @@ def stream_units(dit: CausalDiT, device: torch.device) -> None:
     Results are those of the resident model, bit by bit: only where weights lie before they are used changes.
     """
     in_order = called_in_order(dit)
-    streamed = [_Streamed(unit, device) for unit in [*in_order, *called_per_block(dit)]]
+    units = [*in_order, *called_per_block(dit)]
+    sizes = [_padded_bytes(unit) for unit in units]
+    # One buffer: torch rounds every pinned one up to a power of two, and layer by layer that is half as much again.
+    host = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    streamed = [_Streamed(unit, part) for unit, part in zip(units, host.split(sizes), strict=True)]
     _move_the_rest(dit, device, streamed)
     # After the last unit of a call the first one comes again.
     cycle = streamed[: len(in_order)]
@@ -36,17 +40,18 @@ def stream_units(dit: CausalDiT, device: torch.device) -> None:
 
 
 class _Streamed:
-    """One unit on the host: all its weights in one buffer, from which one copy fills a slot."""
+    """One unit on the host: all its weights in one piece of memory, from which one copy fills a slot."""
 
-    def __init__(self, unit: Unit, device: torch.device) -> None:
+    def __init__(self, unit: Unit, host: Tensor) -> None:
+        """Copies the unit's weights into `host`, uint8 of `_padded_bytes`."""
         self.unit = unit
+        self.host = host
         self.following: _Streamed | None = None
         self._places: list[tuple[nn.Parameter, slice]] = []
         end = 0
         for parameter in unit.module.parameters():
             self._places.append((parameter, slice(end, end + parameter.nbytes)))
-            end += -(-parameter.nbytes // _ALIGNMENT) * _ALIGNMENT
-        self.host = torch.empty(end, dtype=torch.uint8, pin_memory=device.type == "cuda")
+            end += _padded(parameter)
         self._on_host = self.views(self.host)
         for parameter, view in zip(self.parameters(), self._on_host, strict=True):
             view.copy_(parameter.data)
@@ -66,6 +71,14 @@ class _Streamed:
     def point_to(self, views: Sequence[Tensor]) -> None:
         for parameter, view in zip(self.parameters(), views, strict=True):
             parameter.data = view
+
+
+def _padded(parameter: nn.Parameter) -> int:
+    return -(-parameter.nbytes // _ALIGNMENT) * _ALIGNMENT
+
+
+def _padded_bytes(unit: Unit) -> int:
+    return sum(_padded(parameter) for parameter in unit.module.parameters())
 
 
 @dataclass(eq=False)
@@ -91,6 +104,8 @@ class _Stream:
         size = max(unit.host.numel() for unit in units)
         self._slots = [_Slot(torch.empty(size, dtype=torch.uint8, device=device)) for _ in range(2)]
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        if self._copies is not None:  # the slots are there once what was asked for so far is done
+            self._copies.wait_stream(torch.cuda.current_stream(device))
 
     def present(self, unit: _Streamed) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Returns a wrapper that has the unit's weights on the device while a method runs."""

@@ -59,8 +59,9 @@ class Mesh:
             if self.device.type == "cuda":
                 torch.cuda.set_device(self.device)
             rendezvous.join(seat, own_store=store, timeout_s=meet_s)
-            self._open_axes()
-            self._open_links()
+            with rendezvous.explained(seat, meet_s):
+                self._open_axes()
+                self._open_links()
 
     def _open_axes(self) -> None:
         """Opens the groups; every rank opens all of them, in the same order, as torch demands."""
@@ -147,7 +148,11 @@ class Mesh:
 
     @cached_property
     def earlier_stages(self) -> tuple[Sender, ...]:
-        """On the last stage: the same lane of all other stages."""
+        """On the last stage: the same lane of all other stages.
+
+        What flows back must be on the CPU, and so goes by gloo: NCCL orders all messages of two ranks, and one that
+        is taken only clips later would hold up the latents of the blocks between.
+        """
         if not self.is_last_stage:
             return ()
         lane = [self.layout.stage_rank(stage=stage, ulysses=self.place.ulysses) for stage in range(self.place.stage)]
@@ -155,11 +160,11 @@ class Mesh:
 
     @cached_property
     def last_stage(self) -> Receiver | None:
-        """On the other stages: the same lane of the last one."""
+        """On the other stages: the same lane of the last one. Its messages come to the CPU: see `earlier_stages`."""
         if self.place.role is not Role.STAGE or self.is_last_stage:
             return None
         rank = self.layout.stage_rank(stage=self.layout.stages - 1, ulysses=self.place.ulysses)
-        return Receiver(self._peer(rank), device=self.device)
+        return Receiver(self._peer(rank), device=torch.device("cpu"))
 
     @cached_property
     def strips_from(self) -> tuple[Receiver, ...]:

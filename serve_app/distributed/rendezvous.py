@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -41,12 +43,19 @@ def join(seat: Seat, *, own_store: TCPStore | None, timeout_s: float) -> None:
     of all ranks. Raises RankError.
     """
     timeout = timedelta(seconds=timeout_s)
-    try:
+    with explained(seat, timeout_s):
         store = _connected(seat.rendezvous, timeout) if own_store is None else own_store
         distributed.init_process_group(
             _backend(), store=store, rank=seat.rank, world_size=seat.num_ranks, timeout=timeout
         )
-    except RuntimeError as error:  # time-outs and refused connections of torch among them
+
+
+@contextmanager
+def explained(seat: Seat, timeout_s: float) -> Iterator[None]:
+    """Turns what torch raises while ranks meet, time-outs and refused connections among it, into RankError."""
+    try:
+        yield
+    except RuntimeError as error:
         raise RankError(
             f"rank {seat.rank} did not meet the other {seat.num_ranks - 1} at {seat.rendezvous} "
             f"within {timeout_s:g} s: {error}",
@@ -67,5 +76,11 @@ def _connected(address: str, timeout: timedelta) -> TCPStore:
 
 
 def _backend() -> str:
-    has_nccl = torch.cuda.is_available() and distributed.is_nccl_available()
-    return "cpu:gloo,cuda:nccl" if has_nccl else "gloo"
+    if not torch.cuda.is_available():
+        return "gloo"
+    if not distributed.is_nccl_available():
+        raise RankError(
+            "this build of torch has CUDA but not NCCL, which GPUs need to reach each other",
+            remedy="install the build of torch for Linux with CUDA",
+        )
+    return "cpu:gloo,cuda:nccl"

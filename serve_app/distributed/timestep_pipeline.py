@@ -26,7 +26,7 @@ class ReferenceReturn:
         if self._mesh.last_stage is not None:
             self._is_owed = True
             return
-        self._reference = latents_CTHW[:, :1].clone()
+        self._reference = latents_CTHW[:, :1].cpu()  # by gloo: see Mesh.earlier_stages
         for stage in self._mesh.earlier_stages:
             stage.send(Packet(kind=0, tensors=(self._reference,)))
 
@@ -37,7 +37,7 @@ class ReferenceReturn:
             self._is_owed = False
             (self._reference,) = self._mesh.last_stage.receive(timeout_s=self._timeout_s).tensors
         assert self._reference is not None, "clip 1 began before block 0 was finished"
-        return self._reference
+        return self._reference.to(self._mesh.device)
 
     def settle(self) -> None:
         """Takes what was sent and not taken, so that it never meets the next video."""

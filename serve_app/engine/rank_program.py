@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,29 +26,35 @@ from serve_app.task import FrameBlock, RenderTask
 
 
 @dataclass(frozen=True)
-class Deadlines:
-    """Seconds that a rank waits for the others: to meet them, for the first messages of a video, for all later ones.
-
-    The first messages wait for conditioning and whatever a first call takes. What waits longer is lost: the rank
-    raises RankError, and the gang ends.
-    """
-
-    meet_s: float = 300.0
-    first_s: float = 900.0
-    later_s: float = 300.0
+class _Deadlines:
+    meet_s: float
+    first_s: float
+    later_s: float
 
 
 class AvatarProgram:
     """One rank's networks and neighbours. Nothing of a video outlives its task."""
 
     def __init__(
-        self, *, checkpoint: str, cache_dir: Path, layout: str = "single", deadlines: Deadlines = Deadlines()
+        self,
+        *,
+        checkpoint: str,
+        cache_dir: Path,
+        layout: str = "single",
+        meet_s: float = 300.0,
+        first_s: float = 900.0,
+        later_s: float = 300.0,
     ) -> None:
-        """`checkpoint` is a folder, or "tiny" for the built-in model. Raises InvalidRequestError for a bad layout."""
+        """`checkpoint` is a folder, or "tiny" for the built-in model. Raises InvalidRequestError for a bad layout.
+
+        The seconds are how long a rank waits for the others: to meet them, for the first messages of a video, which
+        wait for conditioning and whatever a first call takes, and for all later ones. What waits longer is lost: the
+        rank raises RankError, and the gang ends.
+        """
         self._checkpoint = checkpoint
         self._cache_dir = cache_dir
         self._layout = ParallelLayout.parse(layout)
-        self._deadlines = deadlines
+        self._deadlines = _Deadlines(meet_s, first_s, later_s)
         self._store: TCPStore | None = None
         self._mesh: Mesh
         self._networks: Networks
@@ -93,6 +100,7 @@ class AvatarProgram:
         mesh, plan = self._mesh, _plan(task)
         messages = _sent(self._incoming(task, plan, control), mesh.copies)
         if mesh.place.role is Role.STAGE:
+            assert self._networks.dit is not None, "a stage has the transformer"
             messages = denoise(
                 messages,
                 self._networks.dit,
@@ -135,14 +143,16 @@ class AvatarProgram:
         """Yields whole frames on the output rank; other decoders hand it their strips."""
         mesh, vae = self._mesh, self._networks.vae
         assert vae is not None, "a decoder has the VAE"
-        for position, video, seconds in decode(messages, vae, control):
+        started = time.perf_counter()
+        for position, video in decode(messages, vae, control):
             strip = to_pixels(video)
             if mesh.strips_to is not None:
                 mesh.strips_to.send(Packet(kind=0, index=position.index, tensors=(strip,)))
                 continue
             others = [source.receive(timeout_s=self._deadlines.later_s).tensors[0] for source in mesh.strips_from]
             frames = torch.cat([strip, *others], dim=2).cpu().numpy()
-            yield FrameBlock(index=position.index, frames=frames, seconds=seconds)
+            yield FrameBlock(index=position.index, frames=frames, seconds=time.perf_counter() - started)
+            started = time.perf_counter()
 
 
 def _sent(messages: Iterator[Message], receivers: Sequence[Sender]) -> Iterator[Message]:

@@ -5,7 +5,6 @@ On one rank they are chained; between ranks the same messages travel.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -51,6 +50,8 @@ def begin_blocks(
 
     While the consumer is too far behind, a Pause comes every `pause_s`: the others shall not take it for a failure.
     """
+    # Encodes the first window of the speech, up to a minute, before the opening makes the caches of the video.
+    voice.frames(range(FRAMES_PER_BLOCK))
     yield Opening(conditions)
     noise = ClipNoise(plan, num_channels=conditions.motion.shape[0])
     for block in plan.timeline.blocks():
@@ -64,19 +65,19 @@ def begin_blocks(
 
 def denoise(
     messages: Iterator[Message],
-    dit: CausalDiT | None,
+    dit: CausalDiT,
     plan: RolloutPlan,
     *,
     steps: range,
     references: ReferenceReturn,
     control: RunControl,
 ) -> Iterator[Message]:
-    """Yields every message with the steps of this stage done; a stage without steps has no transformer."""
+    """Yields every message with the steps of this stage done; one that owns none passes them on."""
     rollout: Rollout | None = None
     awaits_reference = plan.replace_reference and plan.timeline.num_blocks > plan.timeline.blocks_per_clip
     for message in messages:
         match message:
-            case Opening(conditions) if dit is not None:
+            case Opening(conditions) if steps:
                 control.note("fills the sink")
                 rollout = Rollout(dit, conditions, plan, steps=steps)
             case WorkingBlock(position, latents, voice) if rollout is not None and voice is not None:
@@ -94,12 +95,9 @@ def denoise(
     references.settle()
 
 
-def decode(
-    messages: Iterator[Message], vae: VideoVAE, control: RunControl
-) -> Iterator[tuple[BlockPosition, Tensor, float]]:
-    """Yields each block, its frames as float32 [3, frames, H, W] in [-1, 1], and the seconds since the one before."""
+def decode(messages: Iterator[Message], vae: VideoVAE, control: RunControl) -> Iterator[tuple[BlockPosition, Tensor]]:
+    """Yields each block and its frames, float32 [3, frames, H, W] in [-1, 1]."""
     decoder: FrameDecoder | None = None
-    started = time.perf_counter()
     for message in messages:
         match message:
             case Opening(conditions):
@@ -108,9 +106,7 @@ def decode(
             case WorkingBlock(position, latents):
                 assert decoder is not None, "a block came before the opening"
                 control.note(f"block {position.index}, decoding")
-                video = decoder.decode(latents, position)
-                yield position, video, time.perf_counter() - started
-                started = time.perf_counter()
+                yield position, decoder.decode(latents, position)
 
 
 def _begins_clip_1(position: BlockPosition) -> bool:

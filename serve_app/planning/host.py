@@ -69,8 +69,8 @@ def host_budget(
 
 
 def _pinned_bytes(dims: DiTDims, element: int) -> int:
-    """Returns what one rank pins: each unit's buffer, of which torch makes a power of two (CachingHostAllocator.h)."""
-    return sum(1 << (unit * element - 1).bit_length() for unit in dims.units)
+    """Returns what one rank pins: one buffer of all units, of which torch makes a power of two."""
+    return 1 << (sum(dims.units) * element - 1).bit_length()
 
 
 def output_bytes(work: Workload, *, calibration: Calibration) -> int:

@@ -17,7 +17,7 @@ from serve_app.planning.geometry import LATENT_FRAMES_PER_BLOCK, Size
 from serve_app.planning.layout import ParallelLayout, RankPlace, Role, share
 from serve_app.planning.network import ELEMENT_BYTES, PUBLISHED, DType, ModelDims
 from serve_app.planning.vae_network import VAEDims
-from serve_app.planning.workload import MOTION_LATENTS, Workload
+from serve_app.planning.workload import MOTION_LATENTS, WHOLE_SPEECH_SECONDS, Workload
 
 _FLOAT32 = 4
 
@@ -173,7 +173,12 @@ def _phases(model: _Model, place: RankPlace, *, denoises: bool, decodes: bool) -
                 "encode portrait", encode_bytes(model.dims.vae, model.work.size, model.element), is_within_video=False
             ),
             # Float32 whatever the rest is, as it was trained; the weights come every time from the host.
-            Phase("encode speech", _speech_bytes(model), model.dims.speech.parameters * _FLOAT32),
+            Phase(
+                "encode speech",
+                _speech_bytes(model),
+                model.dims.speech.parameters * _FLOAT32,
+                is_within_video=model.work.speech_seconds > WHOLE_SPEECH_SECONDS,  # the first window comes before
+            ),
         ]
     if denoises:
         working = denoise_bytes(model.work, model.layout, model.dims, model.element)

@@ -43,14 +43,41 @@ class VideoEncoding(Frozen):
     audio_bit_rate: int = Field(default=128_000, gt=0)
 
 
+class GangLimits(Frozen):
+    """How long the ranks that share a video may take, in seconds."""
+
+    placement_s: float = Field(default=60, gt=0)
+    """To find a place on the cluster."""
+    start_s: float = Field(default=1200, gt=0)
+    """To start, meet and load; also how long a task waits for ranks that are started anew."""
+    heartbeat_s: float = Field(default=10, gt=0)
+    """Without a heartbeat a rank counts as frozen."""
+    first_block_s: float = Field(default=600, gt=0)
+    """Without a sign of progress, until the second block: conditioning, and whatever first calls take."""
+    least_progress_s: float = Field(default=30, gt=0)
+    progress_factor: float = Field(default=10, ge=1)
+    """Later: this many times the predicted time of a block, and at least `least_progress_s`."""
+    drain_s: float = Field(default=10, gt=0)
+    """To come to the next block border after a cancel; then the ranks are killed."""
+    meet_s: float = Field(default=300, gt=0)
+    """For the ranks to meet."""
+    first_message_s: float = Field(default=900, gt=0)
+    """Between ranks, until the first block of a video."""
+    message_s: float = Field(default=300, gt=0)
+    """Between ranks, for every later message and every collective."""
+
+
 class AppConfig(Frozen):
     """The whole configuration; a part is handed to whoever needs it."""
 
     image: ImageLimits = ImageLimits()
     audio: AudioLimits = AudioLimits()
     encoding: VideoEncoding = VideoEncoding()
+    gang: GangLimits = GangLimits()
     threads: int | None = Field(default_factory=lambda: _threads(os.environ.get("OMP_NUM_THREADS")), ge=1)
     """Compute threads of each rank on a CPU; None: the cores are shared out. Other numbers give other last digits."""
+    cuda_visible_devices: str | None = Field(default_factory=lambda: os.environ.get("CUDA_VISIBLE_DEVICES"))
+    """Which GPUs of this machine may be used, as CUDA's own variable says it; None: all."""
     cache_dir: Path = Field(default_factory=lambda: _cache_dir(os.environ.get("XDG_CACHE_HOME")))
 
 

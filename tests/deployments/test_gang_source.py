@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -15,20 +16,20 @@ from ray_cluster.bundles import GroupBundles
 from ray_cluster.errors import FailureKind, RankFailedError
 from ray_cluster.local import LocalCluster
 from ray_cluster.replica_group import GroupState, ReplicaGroup
-from serve_app.deployments.gang_source import BlockTimes, GangSource, ProgressLimits, as_avatar_error, gang_spec
+from serve_app.deployments.gang_source import BlockTimes, GangSource, as_avatar_error, gang_spec
 from serve_app.errors import CheckpointError, GangFailedError, RenderCancelledError
 from serve_app.planning.layout import ParallelLayout
+from serve_app.schemas.config import GangLimits
 from serve_app.task import FrameBlock, RenderTask
-from tests.deployments.conftest import TIMEOUTS, StartGroup
+from tests.deployments.conftest import LIMITS, TIMEOUTS, StartGroup
 from tests.engine.test_rank_program import a_task, digest
 
-LIMITS = ProgressLimits(first_block_s=60, least_s=10)
 TASK = a_task(frames=60, infer_frames=24)
 LONG = a_task(frames=240, infer_frames=24)
 
 
 def source_of(group: ReplicaGroup) -> GangSource:
-    return GangSource(group, limits=LIMITS, ready_timeout_s=90)
+    return GangSource(group, limits=LIMITS)
 
 
 def frames(group: ReplicaGroup, task: RenderTask = TASK) -> list[FrameBlock]:
@@ -155,7 +156,7 @@ def test_an_exception_of_the_program_ends_the_gang_and_the_next_video_is_right(
 def test_a_checkpoint_that_is_not_there_is_the_users_error(cluster: LocalCluster, tmp_path: Path) -> None:
     assert cluster.address
     layout = ParallelLayout(stages=2)
-    spec = gang_spec(layout, checkpoint=str(tmp_path / "ckpt"), cache_dir=tmp_path, threads_per_rank=1)
+    spec = gang_spec(layout, checkpoint=str(tmp_path / "ckpt"), cache_dir=tmp_path, limits=LIMITS, threads_per_rank=1)
     bundles = GroupBundles(layout.world_size, cpus_per_rank=0.1, leader_cpus=0.1)
     group = ReplicaGroup("nowhere", spec, bundles, timeouts=TIMEOUTS)
     group.start()
@@ -194,10 +195,31 @@ def test_what_the_program_tells_the_user_stays_what_it_is() -> None:
     assert cause.exit_code == 2
 
 
-def test_the_limit_follows_the_blocks_seen() -> None:
-    times = BlockTimes(ProgressLimits(first_block_s=600, least_s=30, factor=10))
+def test_the_limit_follows_the_blocks_seen_but_the_first() -> None:
+    times = BlockTimes(GangLimits(first_block_s=600, least_progress_s=30, progress_factor=10))
     assert times.limit_s(0) == 600
+    times.seconds += [60.0]
+    assert times.limit_s(1) == 600
     times.seconds += [1.0, 2.0]
-    assert times.limit_s(2) == 30
+    assert times.limit_s(3) == 30
     times.seconds += [9.0]
-    assert times.limit_s(3) == 40
+    assert times.limit_s(4) == 40
+
+
+@pytest.mark.parametrize("layout", ["vae=1", "ulysses=2"])
+def test_a_consumer_that_sleeps_longer_than_every_deadline_gets_its_video(
+    cluster: LocalCluster, small_checkpoint: Path, layout: str
+) -> None:
+    assert cluster.address
+    parsed = ParallelLayout.parse(layout)
+    hasty = GangLimits(first_block_s=60, message_s=3)
+    spec = gang_spec(
+        parsed, checkpoint=str(small_checkpoint), cache_dir=Path("unused"), limits=hasty, threads_per_rank=1
+    )
+    bundles = GroupBundles(parsed.world_size, cpus_per_rank=0.1, leader_cpus=0.1)
+    with ReplicaGroup(f"hasty {layout}", spec, bundles, timeouts=TIMEOUTS) as group:
+        blocks = source_of(group).frames(LONG, is_cancelled=lambda: False)
+        made = [next(blocks)]
+        time.sleep(4 * hasty.message_s)  # what is tested is that time passes
+        made += blocks
+    assert [block.index for block in made] == list(range(20))

@@ -10,7 +10,7 @@ import os
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 
 from ray_cluster.program import Seat, Unattended
 from serve_app.engine import rank_program
-from serve_app.engine.rank_program import AvatarProgram, Deadlines
+from serve_app.engine.rank_program import AvatarProgram
 from serve_app.planning.layout import ParallelLayout
 from serve_app.task import RenderTask
 
 TIMEOUT_S = 60
-DEADLINES = Deadlines(meet_s=60, first_s=60, later_s=60)
+DEADLINES = {"meet_s": 60.0, "first_s": 60.0, "later_s": 60.0}
 # One process that has imported torch and the engine, from which ranks are forked: an import takes seconds.
 CONTEXT: ForkServerContext = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.distributed.preload"])
@@ -46,9 +46,9 @@ class Run:
 class Ranks:
     """The processes of one gang, each at the end of a pipe of its own; `run` gives the same task to all."""
 
-    def __init__(self, checkpoint: Path, layout: str, deadlines: Deadlines = DEADLINES) -> None:
+    def __init__(self, checkpoint: Path, layout: str, deadlines: Mapping[str, float] = DEADLINES) -> None:
         self.num_ranks = ParallelLayout.parse(layout).world_size
-        options = {"checkpoint": str(checkpoint), "cache_dir": Path("unused"), "layout": layout, "deadlines": deadlines}
+        options = {"checkpoint": str(checkpoint), "cache_dir": Path("unused"), "layout": layout, **deadlines}
         self._pipes: list[Connection] = []
         self.processes: list[ForkServerProcess] = []
         for rank in range(self.num_ranks):
@@ -122,7 +122,7 @@ class Ranks:
 
 
 @contextmanager
-def ranks(checkpoint: Path, layout: str, deadlines: Deadlines = DEADLINES) -> Iterator[Ranks]:
+def ranks(checkpoint: Path, layout: str, deadlines: Mapping[str, float] = DEADLINES) -> Iterator[Ranks]:
     """Starts a gang without Ray, and ends it."""
     gang = Ranks(checkpoint, layout, deadlines)
     try:

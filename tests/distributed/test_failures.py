@@ -12,13 +12,13 @@ import torch
 
 from ray_cluster.program import Seat, Unattended
 from serve_app.distributed import rendezvous
-from serve_app.engine.rank_program import AvatarProgram, Deadlines
+from serve_app.engine.rank_program import AvatarProgram
 from serve_app.errors import InvalidRequestError, RankError
 from tests.distributed.ranks import Ranks, ranks
 from tests.engine.test_rank_program import a_task
 
 TASK = a_task(frames=60, infer_frames=24)
-SOON = Deadlines(meet_s=60, first_s=5, later_s=3)
+SOON = {"meet_s": 60, "first_s": 5, "later_s": 3}
 
 
 @pytest.fixture(name="gang")
@@ -46,21 +46,19 @@ def test_neighbours_of_a_rank_that_hangs_give_up_at_their_deadline(gang: Ranks) 
 
 @pytest.mark.parametrize("layout", ["stages=2,vae=1", "stages=2,ulysses=2"])
 def test_a_consumer_slower_than_every_deadline_is_no_failure(checkpoint: Path, layout: str) -> None:
-    with ranks(checkpoint, layout, Deadlines(meet_s=60, first_s=60, later_s=2)) as gang:
+    with ranks(checkpoint, layout, {"meet_s": 60, "first_s": 60, "later_s": 2}) as gang:
         assert len(gang.run(TASK, pauses=8).frames) == 57
 
 
 def test_ranks_that_share_a_call_give_up_together(checkpoint: Path) -> None:
-    with ranks(checkpoint, "ulysses=2", Deadlines(meet_s=5, first_s=5, later_s=3)) as gang:
+    with ranks(checkpoint, "ulysses=2", {"meet_s": 5, "first_s": 5, "later_s": 3}) as gang:
         gang.run(TASK)
         gang.signal(1, signal.SIGSTOP)
         assert "imed out" in gang.failures(TASK, of=[0])[0]
 
 
 def test_a_rank_that_meets_nobody_says_where_and_what_to_check(checkpoint: Path) -> None:
-    program = AvatarProgram(
-        checkpoint=str(checkpoint), cache_dir=Path(), layout="stages=2", deadlines=Deadlines(meet_s=1)
-    )
+    program = AvatarProgram(checkpoint=str(checkpoint), cache_dir=Path(), layout="stages=2", meet_s=1)
     address = program.open_rendezvous("127.0.0.1")
     with pytest.raises(RankError, match=r"rank 0 did not meet the other 1 at 127\.0\.0\.1:\d+ within 1 s"):
         program.start(Seat(rank=0, num_ranks=2, rendezvous=address))
@@ -69,9 +67,7 @@ def test_a_rank_that_meets_nobody_says_where_and_what_to_check(checkpoint: Path)
 def test_nobody_at_the_meeting_point_is_told(checkpoint: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
-    program = AvatarProgram(
-        checkpoint=str(checkpoint), cache_dir=Path(), layout="stages=2", deadlines=Deadlines(meet_s=1)
-    )
+    program = AvatarProgram(checkpoint=str(checkpoint), cache_dir=Path(), layout="stages=2", meet_s=1)
     with pytest.raises(RankError, match=f"127.0.0.1:{port}.*GLOO_SOCKET_IFNAME"):
         program.start(Seat(rank=1, num_ranks=2, rendezvous=f"127.0.0.1:{port}"))
 

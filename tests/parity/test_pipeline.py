@@ -107,7 +107,7 @@ def _render(setting: Setting, conditions: Conditions) -> tuple[Tensor, Tensor]:
     returns = ReferenceReturn(alone, timeout_s=1)
     denoised = list(denoise(begun, setting.dit, plan, steps=plan.schedule.steps, references=returns, control=control))
     latents = [message.latents for message in denoised if isinstance(message, WorkingBlock)]
-    video = [frames for _, frames, _ in decode(iter(denoised), setting.vae, control)]
+    video = [frames for _, frames in decode(iter(denoised), setting.vae, control)]
     return torch.cat(latents, dim=1), torch.cat(video, dim=1)
 
 

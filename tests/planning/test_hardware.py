@@ -61,7 +61,7 @@ def test_a_seen_card_has_its_measured_memory_and_the_speed_of_its_kind() -> None
 def test_offload_pins_the_units_of_every_stage_rank_in_powers_of_two() -> None:
     work = Workload(Size(704, 384))
     host = host_budget(work, ParallelLayout(stages=2, vae=1, offload="layers"), calibration=load_calibration())
-    assert host.pinned_bytes == 2 * (40 * 2**30 + 12 * 2**28 + 12 * 2**27)
+    assert host.pinned_bytes == 2 * 32 * GIB
     assert host.memory_bytes > host.pinned_bytes + 10 * GIB
     assert host_budget(work, ParallelLayout(), calibration=load_calibration()).pinned_bytes == 0
 
