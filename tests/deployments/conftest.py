@@ -36,7 +36,7 @@ def start_group(cluster: LocalCluster, small_checkpoint: Path) -> Iterator[Start
             spec = gang_spec(
                 parsed, checkpoint=str(small_checkpoint), cache_dir=Path("unused"), limits=LIMITS, threads_per_rank=1
             )
-            bundles = GroupBundles(parsed.world_size, cpus_per_rank=0.1, leader_cpus=0.1)
+            bundles = GroupBundles(parsed.world_size, cpus_per_rank=0.1, gpus_per_rank=0.5, leader_cpus=0.1)
             group = ReplicaGroup(layout, spec, bundles, timeouts=TIMEOUTS, restarts=RESTARTS)
             return stack.enter_context(group)
 

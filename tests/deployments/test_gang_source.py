@@ -157,7 +157,7 @@ def test_a_checkpoint_that_is_not_there_is_the_users_error(cluster: LocalCluster
     assert cluster.address
     layout = ParallelLayout(stages=2)
     spec = gang_spec(layout, checkpoint=str(tmp_path / "ckpt"), cache_dir=tmp_path, limits=LIMITS, threads_per_rank=1)
-    bundles = GroupBundles(layout.world_size, cpus_per_rank=0.1, leader_cpus=0.1)
+    bundles = GroupBundles(layout.world_size, cpus_per_rank=0.1, gpus_per_rank=0.5, leader_cpus=0.1)
     group = ReplicaGroup("nowhere", spec, bundles, timeouts=TIMEOUTS)
     group.start()
     try:
@@ -216,7 +216,7 @@ def test_a_consumer_that_sleeps_longer_than_every_deadline_gets_its_video(
     spec = gang_spec(
         parsed, checkpoint=str(small_checkpoint), cache_dir=Path("unused"), limits=hasty, threads_per_rank=1
     )
-    bundles = GroupBundles(parsed.world_size, cpus_per_rank=0.1, leader_cpus=0.1)
+    bundles = GroupBundles(parsed.world_size, cpus_per_rank=0.1, gpus_per_rank=0.5, leader_cpus=0.1)
     with ReplicaGroup(f"hasty {layout}", spec, bundles, timeouts=TIMEOUTS) as group:
         blocks = source_of(group).frames(LONG, is_cancelled=lambda: False)
         made = [next(blocks)]
