@@ -128,7 +128,7 @@ class GangWatch:
             FailureKind.OUT_OF_MEMORY if is_memory else FailureKind.DIED,
             rank=rank,
             role=self._roles[rank],
-            detail=f"{_exit_text(error)} (it was: {self._described(rank)})",
+            detail=f"{exit_text(error)} (it was: {self._described(rank)})",
             remedy="take a smaller task or more memory"
             if is_memory
             else "killed by signal 9 is often the kernel's OOM killer (see dmesg); of others Ray's log says more",
@@ -244,7 +244,7 @@ def _kill_everywhere(processes: Sequence[ProcessIdentity], *, timeout_s: float) 
     return left
 
 
-def _exit_text(error: Exception) -> str:
+def exit_text(error: Exception) -> str:
     """Returns Ray's words about the end of a process, without who it was and the causes that it lists for any end."""
     lines = [line.strip() for line in str(error).partition("Some common causes include")[0].splitlines()]
     return " ".join(line for line in lines if line and not line.startswith(("class_name:", "actor_id:", "namespace:")))

@@ -39,9 +39,9 @@ def test_neighbours_of_a_rank_that_died_learn_it(gang: Ranks, lost: int) -> None
 
 def test_neighbours_of_a_rank_that_hangs_give_up_at_their_deadline(gang: Ranks) -> None:
     gang.signal(1, signal.SIGSTOP)
-    failures = gang.failures(TASK, of=[2])
-    assert "has not sent a message within 5 s" in failures[2]
-    assert "stage 1, ulysses 0 (rank 1)" in failures[2]
+    failures = gang.failures(TASK, of=[0, 2])
+    assert "stage 1, ulysses 0 (rank 1) has not sent a message within 5 s" in failures[2]
+    assert "stage 1, ulysses 0 (rank 1) has not taken a message within 3 s" in failures[0]
 
 
 @pytest.mark.parametrize("layout", ["stages=2,vae=1", "stages=2,ulysses=2"])
