@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
-from serve_app.jobs.pool import Booking, Group, Opening, Pool, start_of
-from serve_app.jobs.queue import Entry
+from serve_app.jobs.pool import Booking, Group, Opening, Pool, departure_of
 from serve_app.jobs.quote import Admitted, Demand, Margin, Outcome, Place, Quote, Reason, Rejected, default_deadline_s
 
 
@@ -211,7 +210,7 @@ class Ledger:
                 figures={"needed_s": work_s, "deadline_s": patience_s},
             )
         too_many = len(self._waiting) - self.limits.max_waiting + 1
-        earliest = now if too_many <= 0 else start_of(too_many, self._pools.values(), now)
+        earliest = now if too_many <= 0 else departure_of(too_many, self._pools.values(), now)
         opening = earliest
         if patience_s is not None and earliest < math.inf:
             opening = pool.first_opening(work_s, patience_s=patience_s, now=now, earliest=earliest)
@@ -256,9 +255,7 @@ class Ledger:
 
 
 def _place(pool: Pool, booking: Booking, now: float) -> Opening | None:
-    if booking.finish_by is None:
-        return pool.place_of_bulk(now)
-    return pool.place(Entry(booking.job_id, booking.work_s, booking.finish_by, booking.arrival), now)
+    return pool.place_of_bulk(now) if booking.finish_by is None else pool.place(booking.entry(), now)
 
 
 def _preference(answer: tuple[Outcome, Booking | None]) -> tuple[bool, float]:

@@ -31,6 +31,17 @@ class Booking:
     finish_by: float | None
     expires_at: float | None = None
 
+    def entry(self) -> Entry:
+        """Returns the job as one that waits."""
+        return Entry(
+            self.job_id,
+            work_s=self.work_s,
+            finish_by=math.inf if self.finish_by is None else self.finish_by,
+            arrival=self.arrival,
+            is_promised=self.finish_by is not None,
+            expires_at=math.inf if self.expires_at is None else self.expires_at,
+        )
+
 
 @dataclass
 class Group:
@@ -143,9 +154,9 @@ class Pool:
         """Lets a job wait here."""
         self.refreshed(now)
         if booking.finish_by is None:
-            self._add_bulk(Entry(booking.job_id, booking.work_s, math.inf, booking.arrival, is_promised=False))
+            self._add_bulk(booking.entry())
         else:
-            self.queue.add(Entry(booking.job_id, booking.work_s, booking.finish_by, booking.arrival))
+            self.queue.add(booking.entry())
 
     def remove(self, job_id: str, now: float) -> None:
         """Takes a waiting job out."""
@@ -168,12 +179,14 @@ class Pool:
         first = self.queue.first
         return first.job_id if first is not None else next(iter(self.bulk), None)
 
-    def next_starts(self, number: int, now: float) -> Iterator[float]:
-        """Yields when the next so many jobs start, as far as that is foreseen."""
+    def next_departures(self, number: int, now: float) -> Iterator[float]:
+        """Yields when the next so many jobs wait no more, as far as that is foreseen: they start, or expire before."""
         free_at = list(self.refreshed(now).free_at)
         for entry in islice(chain(self.queue, self.bulk.values()), number if free_at else 0):
-            yield free_at[0]
-            heapreplace(free_at, free_at[0] + entry.work_s)
+            start = free_at[0]
+            yield min(start, entry.expires_at)
+            if start < entry.expires_at:
+                heapreplace(free_at, start + entry.work_s)
 
     def _bulk_share(self) -> BulkShare:
         return BulkShare(
@@ -213,7 +226,7 @@ class Pool:
         return entry
 
 
-def start_of(number: int, pools: Iterable[Pool], now: float) -> float:
-    """Returns when the next so many jobs of all that wait in `pools` will have started; infinite if not so many do."""
-    starts = sorted(start for pool in pools for start in pool.next_starts(number, now))
-    return starts[number - 1] if len(starts) >= number else math.inf
+def departure_of(number: int, pools: Iterable[Pool], now: float) -> float:
+    """Returns when the next so many jobs of all that wait in `pools` wait no more; infinite if not so many do."""
+    departures = sorted(moment for pool in pools for moment in pool.next_departures(number, now))
+    return departures[number - 1] + ROUNDING_S if len(departures) >= number else math.inf

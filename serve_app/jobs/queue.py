@@ -20,6 +20,7 @@ class Entry:
     """A job that waits: it needs `work_s` on one group, and stands at `finish_by`; of equals the first come first.
 
     `is_promised`: to finish by then was promised. Otherwise `finish_by` is its place in the order and no more.
+    `expires_at`: it is dropped if it has not started by then.
     """
 
     job_id: str
@@ -27,6 +28,7 @@ class Entry:
     finish_by: float
     arrival: int
     is_promised: bool = True
+    expires_at: float = math.inf
 
     @property
     def key(self) -> tuple[float, int]:

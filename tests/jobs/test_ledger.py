@@ -145,7 +145,7 @@ def test_a_full_queue_says_when_there_is_room() -> None:
     world.pass_time(20.0)
     for priority in (Priority.STANDARD, Priority.BULK):
         outcome = refused(world.ask(1.0, priority=priority))
-        assert (outcome.reason, outcome.retry_after_s) == (Reason.QUEUE_FULL, 30.0)
+        assert (outcome.reason, outcome.retry_after_s) == (Reason.QUEUE_FULL, pytest.approx(30.0))
 
 
 def test_a_service_that_shuts_down_takes_nothing_starts_nothing_and_forgets_nothing() -> None:
@@ -202,6 +202,27 @@ def test_a_job_that_expires_before_it_starts_is_dropped_and_one_that_is_only_lat
     assert world.dropped == {"job1"}
     world.finish_all()
     assert world.finished.keys() == world.accepted - world.dropped
+
+
+def test_retry_after_reckons_with_jobs_that_will_be_dropped() -> None:
+    world = World()
+    world.ask(10.0)
+    world.ask(50.0, deadline_s=100.0)
+    world.ask(200.0)
+    world.reestimate("g0", rest_s=300.0)
+    outcome = refused(world.ask(25.0, deadline_s=41.0))
+    assert outcome.retry_after_s == pytest.approx(284.0)
+    world.pass_time(outcome.retry_after_s)
+    assert world.accepts(25.0, deadline_s=41.0)
+    assert world.dropped == {"job1"}
+
+
+def test_retry_after_is_found_behind_jobs_that_are_late_and_do_not_expire() -> None:
+    world = World()
+    for _ in range(2):
+        world.ask(10.0, priority=Priority.INTERACTIVE)
+    world.reestimate("g0", rest_s=100.0)
+    assert refused(world.ask(10.0, deadline_s=15.0)).retry_after_s == pytest.approx(105.0)
 
 
 def test_a_cancelled_job_makes_room() -> None:

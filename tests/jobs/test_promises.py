@@ -118,12 +118,12 @@ class TroubledService(Service):
 
 
 @pytest.mark.parametrize("service", [Service, FasterService, TroubledService])
-@pytest.mark.parametrize("max_starts", [128, 2])
+@pytest.mark.parametrize("max_steps", [128, 2])
 def test_no_promise_is_broken_no_job_is_lost_and_retry_after_is_honest(
-    service: type[Service], max_starts: int, monkeypatch: pytest.MonkeyPatch
+    service: type[Service], max_steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("serve_app.jobs.queue.BUCKET_SIZE", 2)
-    monkeypatch.setattr("serve_app.jobs.forecast.MAX_STARTS", max_starts)
+    monkeypatch.setattr("serve_app.jobs.forecast.MAX_STEPS", max_steps)
     run_state_machine_as_test(
         service,
         settings=settings(
