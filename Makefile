@@ -66,6 +66,7 @@ bench: install ## Time each part of a video, and its encoding, on this machine
 	@$(BIN)/python -m serve_app.engine.bench --size 128*128 256*256
 	$(BIN)/python load_tests/bench_encoding.py
 	$(BIN)/python -m load_tests.bench_gang
+	$(BIN)/python load_tests/bench_admission.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m load_tests.bench_budgets --workers $(WORKERS)
 
 lock: install ## Pin in constraints.txt what .venv holds now

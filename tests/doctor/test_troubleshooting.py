@@ -139,7 +139,8 @@ def test_a_port_in_use_is_known_as_this_torch_prints_it() -> None:
 
 
 def test_a_late_key_is_known_as_this_torch_prints_it() -> None:
-    store = dist.TCPStore("127.0.0.1", 0, 1, is_master=True, timeout=timedelta(milliseconds=1))
+    store = dist.TCPStore("127.0.0.1", 0, 1, is_master=True)
+    store.set_timeout(timedelta(milliseconds=1))
     with pytest.raises(dist.DistStoreError) as failure:
         store.get("never set")
     assert remedy_for(str(failure.value)) == REMEDIES["rendezvous"]

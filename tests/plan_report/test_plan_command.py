@@ -57,7 +57,7 @@ def test_a_video_that_never_fits(capsys: pytest.CaptureFixture[str]) -> None:
     assert planned.exit_code == 3
     assert "never fits: rank 0 (stage 0, ulysses 0) needs" in planned.out
     assert "what no longer fits is: transformer weights" in planned.out
-    assert "  --layout offload=layers --size 384x256  (21.80 GiB)" in planned.out
+    assert "  --layout offload=layers --size 448x256  (22.84 GiB)" in planned.out
 
 
 @pytest.mark.parametrize(("gpus", "verdict", "exit_code"), [("5x80", "fits", 0), ("1x24", "never_fits", 3)])
