@@ -75,7 +75,8 @@ def print_starts(rounds: int) -> None:
 
 def print_added_time(task: RenderTask, rounds: int) -> None:
     """Prints a block's time in this process and through a gang of one rank, in turns."""
-    threads = os.cpu_count() or 1
+    threads = 1  # so that a core is left to Ray and the consumer, also where there are two
+    torch_threads(threads)
     bare = InProcessSource(checkpoint="tiny", cache_dir=CACHE_DIR)
     times: dict[str, list[float]] = {"bare engine": [], "gang of one": []}
     with gang("single", threads=threads) as ranks:
@@ -86,6 +87,13 @@ def print_added_time(task: RenderTask, rounds: int) -> None:
         say(f"block of {task.size}, {name}: median {statistics.median(seconds) * 1e3:.1f} ms of {len(seconds)}")
     ratio = statistics.median(times["gang of one"]) / statistics.median(times["bare engine"])
     say(f"a gang adds {ratio - 1:+.1%} to a block (goal: at most 2 %)")
+
+
+def torch_threads(count: int) -> None:
+    """Gives this process as many compute threads as a rank has."""
+    import torch
+
+    torch.set_num_threads(count)
 
 
 def print_traffic(task: RenderTask) -> None:
