@@ -101,6 +101,12 @@ class RenderCancelledError(AvatarError):
     exit_code = 130
 
 
+class UnavailableError(AvatarError):
+    """The service cannot answer now: it starts, restarts or shuts down. Nothing that was accepted is lost."""
+
+    code = "unavailable"
+
+
 def shown(value: object) -> str:
     """Returns a value as a message quotes it: a prompt of a thousand lines does not belong there."""
     try:
