@@ -6,7 +6,7 @@ What fits and how long it takes is planning's to say, how much disk there is the
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Generic, Protocol, TypeVar
 
 from serve_app.jobs.job import Priority
@@ -25,16 +25,25 @@ class Fits:
 
 
 @dataclass(frozen=True)
+class Nearest:
+    """A change to a request with which it would fit: in words, and as the fields of a request."""
+
+    change: str
+    size: str
+    infer_frames: int
+
+
+@dataclass(frozen=True)
 class DoesNotFit:
     """Some rank of a layout never holds the video: the part with which it gets too much, in bytes, and what would fit.
 
-    `nearest` are changes to the request, best first, in words.
+    `nearest` are changes to the request, best first.
     """
 
     part: str
     needed_bytes: int
     available_bytes: int
-    nearest: tuple[str, ...] = ()
+    nearest: tuple[Nearest, ...] = ()
 
     @property
     def missing_bytes(self) -> int:
@@ -43,6 +52,10 @@ class DoesNotFit:
 
 class Planner(Protocol[Work_contra]):
     """What planning says of a video on one layout of the fleet; never a guess, and the same for the same question."""
+
+    def candidates(self, work: Work_contra) -> Iterable[str]:
+        """Returns the layouts whose groups have the model that the video wants."""
+        ...
 
     def judge(self, work: Work_contra, layout: str) -> Fits | DoesNotFit: ...
 
@@ -64,12 +77,11 @@ class Lack:
 
 @dataclass
 class Admission(Generic[Work]):
-    """All that a request has to pass, cheapest answers first; `layouts` are those of the fleet."""
+    """All that a request has to pass, cheapest answers first."""
 
     ledger: Ledger
     planner: Planner[Work]
     host: Host[Work]
-    layouts: Iterable[str]
 
     def plan(self, work: Work, *, priority: Priority, deadline_s: float | None = None) -> Outcome:
         """Answers what `admit` would, and takes nothing."""
@@ -82,7 +94,7 @@ class Admission(Generic[Work]):
         return demand if isinstance(demand, Rejected) else self.ledger.admit(job_id, demand)
 
     def _demand(self, work: Work, priority: Priority, deadline_s: float | None) -> Demand | Rejected:
-        verdicts = {layout: self.planner.judge(work, layout) for layout in self.layouts}
+        verdicts = {layout: self.planner.judge(work, layout) for layout in self.planner.candidates(work)}
         seconds = {layout: verdict.seconds for layout, verdict in verdicts.items() if isinstance(verdict, Fits)}
         if not seconds:
             return _never_fits(verdicts)
@@ -96,9 +108,9 @@ def _never_fits(verdicts: Mapping[str, Fits | DoesNotFit]) -> Rejected:
     """Returns the refusal that names the layout that comes nearest, what does not fit there, and what would."""
     misfits = {layout: verdict for layout, verdict in verdicts.items() if isinstance(verdict, DoesNotFit)}
     if not misfits:
-        return Rejected(Reason.NO_GROUP, "no groups are configured")
+        return Rejected(Reason.NO_GROUP, "no groups are configured for this model")
     layout, least = min(misfits.items(), key=lambda item: item[1].missing_bytes)
-    instead = f"; what would fit: {', '.join(least.nearest)}" if least.nearest else ""
+    instead = f"; what would fit: {', '.join(one.change for one in least.nearest)}" if least.nearest else ""
     return Rejected(
         Reason.NEVER_FITS,
         f"the video never fits these GPUs: with layout {layout} it needs {least.needed_bytes} of "
@@ -108,7 +120,7 @@ def _never_fits(verdicts: Mapping[str, Fits | DoesNotFit]) -> Rejected:
             "part": least.part,
             "needed_bytes": least.needed_bytes,
             "available_bytes": least.available_bytes,
-            "nearest": list(least.nearest),
+            "nearest": [asdict(one) for one in least.nearest],
         },
     )
 

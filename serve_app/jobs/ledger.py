@@ -54,6 +54,11 @@ class Ledger:
     def num_waiting(self) -> int:
         return len(self._waiting)
 
+    def num_waiting_for(self, layout: str) -> int:
+        """Returns how many jobs wait for groups of a layout."""
+        pool = self._pools.get(layout)
+        return 0 if pool is None else pool.num_waiting
+
     def quote(self, demand: Demand) -> Outcome:
         """Answers what `admit` would, and takes nothing."""
         return self._answer(demand)[0]

@@ -72,6 +72,12 @@ class JobReader:
         with _transaction(self._engine) as connection:
             return to_job(_row(connection, job_id))
 
+    def find(self, job_id: str) -> Job | None:
+        """Returns a job, or None when it is not there."""
+        with _transaction(self._engine) as connection:
+            row = _find_row(connection, job_id)
+            return None if row is None else to_job(row)
+
     def find_same(self, key: IdempotencyKey) -> Job | None:
         """Returns the job that this request made before; raises IdempotencyConflictError if another request did."""
         with _transaction(self._engine) as connection:

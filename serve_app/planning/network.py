@@ -160,6 +160,29 @@ class ModelDims:
 
 
 PUBLISHED = ModelDims()
+TINY = ModelDims(
+    dit=DiTDims(
+        dim=256,
+        ffn_dim=1024,
+        freq_dim=128,
+        num_heads=4,
+        num_layers=6,
+        audio_dim=64,
+        num_injectors=3,
+        text_dim=128,
+    ),
+    vae=VAEDims(
+        dim=16,
+        decoder_dim=24,
+        dim_mult=(1, 2, 4),
+        num_res_blocks=1,
+        temporal_downsample=(True, True),
+        patch_size=2,
+    ),
+    text=TextEncoderDims(vocab=1024, dim=128, dim_attn=128, dim_ffn=256, num_heads=4, num_layers=2),
+    speech=SpeechEncoderDims(hidden=64, intermediate=128, conv_dims=(32,) * 7),
+)
+"""The built-in model (`model.tiny`)."""
 
 
 def _linear(inputs: int, outputs: int) -> int:

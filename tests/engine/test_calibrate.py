@@ -20,6 +20,7 @@ from serve_app.planning.calibration import load_calibration
 from serve_app.planning.fitting import Origin, Peak, Point, as_json, fit, leave_one_out
 from serve_app.planning.geometry import Size
 from serve_app.planning.network import PUBLISHED
+from serve_app.planning.network import TINY as TINY_DIMS
 from serve_app.planning.workload import Workload
 from tests.planning.live_storage import LiveStorage
 
@@ -78,6 +79,7 @@ def test_a_run_of_the_tiny_model_allocates_what_is_foretold() -> None:
 
 def test_the_published_model_has_the_published_sizes() -> None:
     assert dims_of(ModelSizes()) == PUBLISHED
+    assert dims_of(TINY) == TINY_DIMS
 
 
 def test_a_fit_takes_the_worst_excess_and_keeps_what_was_not_measured() -> None:

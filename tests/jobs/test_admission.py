@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from serve_app.jobs.admission import Admission, DoesNotFit, Fits, Lack
+from serve_app.jobs.admission import Admission, DoesNotFit, Fits, Lack, Nearest
 from serve_app.jobs.job import Priority
 from serve_app.jobs.quote import Admitted, Reason, Rejected
 from tests.jobs.world import World
 
 LAYOUTS = ("single", "stages=4,vae=1")
-TOO_BIG = DoesNotFit("KV cache", needed_bytes=90, available_bytes=80, nearest=("size 640x384", "infer_frames 36"))
+TOO_BIG = DoesNotFit("KV cache", needed_bytes=90, available_bytes=80, nearest=(Nearest("size 640x384", "640x384", 48), Nearest("infer_frames 36", "704x384", 36)))
 
 
 @dataclass
@@ -19,7 +19,12 @@ class Table:
 
     verdicts: dict[tuple[str, str], Fits | DoesNotFit]
     lack: Lack | None = None
+    layouts: tuple[str, ...] = LAYOUTS
     asked: list[str] = field(default_factory=list)
+
+    def candidates(self, work: str) -> tuple[str, ...]:
+        assert work
+        return self.layouts
 
     def judge(self, work: str, layout: str) -> Fits | DoesNotFit:
         return self.verdicts[work, layout]
@@ -30,7 +35,7 @@ class Table:
 
 
 def admission(table: Table) -> Admission[str]:
-    return Admission(World(LAYOUTS).ledger, planner=table, host=table, layouts=LAYOUTS)
+    return Admission(World(LAYOUTS).ledger, planner=table, host=table)
 
 
 def test_a_video_gets_the_layout_that_it_fits() -> None:
@@ -41,7 +46,7 @@ def test_a_video_gets_the_layout_that_it_fits() -> None:
 
 
 def test_what_never_fits_is_refused_with_numbers_and_what_would_fit_before_anything_else_is_asked() -> None:
-    nearly = DoesNotFit("decoding", needed_bytes=81, available_bytes=80, nearest=("layout stages=4,vae=1",))
+    nearly = DoesNotFit("decoding", needed_bytes=81, available_bytes=80, nearest=(Nearest("layout stages=4,vae=1", "704x384", 48),))
     table = Table({("v", "single"): TOO_BIG, ("v", "stages=4,vae=1"): nearly})
     gate = admission(table)
     outcome = gate.admit("job", "v", priority=Priority.STANDARD)
@@ -52,7 +57,7 @@ def test_what_never_fits_is_refused_with_numbers_and_what_would_fit_before_anyth
         "part": "decoding",
         "needed_bytes": 81,
         "available_bytes": 80,
-        "nearest": ["layout stages=4,vae=1"],
+        "nearest": [{"change": "layout stages=4,vae=1", "size": "704x384", "infer_frames": 48}],
     }
     assert "needs 81 of 80 bytes on a rank, too much from decoding on; what would fit: layout" in outcome.message
     assert (table.asked, gate.ledger.num_waiting) == ([], 0)

@@ -1,0 +1,127 @@
+"""The fleet as admission asks it: what a video needs on the groups of each pool, and how long it takes there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from serve_app.jobs.admission import DoesNotFit, Fits, Nearest
+from serve_app.jobs.submission import Submission
+from serve_app.planning.calibration import Calibration
+from serve_app.planning.cost import predict
+from serve_app.planning.feasibility import Alternative, Feasible, NeverFits, fits
+from serve_app.planning.hardware import KINDS, GpuKind, Gpus
+from serve_app.planning.host import host_budget
+from serve_app.planning.layout import ParallelLayout
+from serve_app.planning.network import PUBLISHED, TINY, DType, ModelDims
+from serve_app.planning.workload import WHOLE_SPEECH_SECONDS, Workload
+from serve_app.schemas.service import PoolConfig
+
+TINY_CHECKPOINT = "tiny"
+_CPU_TFLOPS = 0.03
+"""What a core does of the tiny model's arithmetic, as a first guess: `Pace` corrects it from the first video on."""
+_PACE_WEIGHT = 0.3
+
+
+class Pace:
+    """How long videos take beside what was predicted, by pool: the mean of the last few."""
+
+    def __init__(self) -> None:
+        self._ratios: dict[str, float] = {}
+
+    def learn(self, pool: str, *, seconds: float, predicted_s: float) -> None:
+        """Takes a finished video into account."""
+        ratio = seconds / predicted_s
+        before = self._ratios.get(pool, ratio)
+        self._ratios[pool] = before + _PACE_WEIGHT * (ratio - before)
+
+    def of(self, pool: str) -> float:
+        return self._ratios.get(pool, 1.0)
+
+
+@dataclass(frozen=True)
+class _Site:
+    """The cards that one group of a pool has, and what is on them."""
+
+    layout: ParallelLayout
+    gpus: Gpus
+    dims: ModelDims
+    dtype: DType
+    calibration: Calibration
+
+
+class Fleet:
+    """The pools of a service; a Planner. Verdicts are remembered: the same video is asked for again and again."""
+
+    def __init__(self, pools: Iterable[PoolConfig], *, calibration: Calibration, cpu_bytes: int) -> None:
+        """`cpu_bytes` is the memory of the machine, which the ranks of a group on CPUs share."""
+        self.pools: Mapping[str, PoolConfig] = {pool.name: pool for pool in pools}
+        self.pace = Pace()
+        self._sites = {pool.name: _site(pool, calibration, cpu_bytes) for pool in self.pools.values()}
+
+    def candidates(self, work: Submission) -> Iterator[str]:
+        """Yields the pools that have the model which the video wants."""
+        return (name for name, pool in self.pools.items() if pool.model == work.model)
+
+    def judge(self, work: Submission, layout: str) -> Fits | DoesNotFit:
+        """Returns the verdict for the groups of pool `layout`, and the seconds at their present pace."""
+        misfit = _misfit(self._sites[layout], _memory_case(work.work))
+        return misfit or Fits(self.predicted_s(work.work, layout) * self.pace.of(layout))
+
+    def predicted_s(self, work: Workload, pool: str) -> float:
+        """Returns how long the video takes by arithmetic alone."""
+        site = self._sites[pool]
+        return predict(
+            work, site.layout, site.gpus.kind, dtype=site.dtype, calibration=site.calibration, dims=site.dims
+        ).total_seconds
+
+    def disk_bytes(self, work: Submission) -> int:
+        """Returns what the files of a video take, its inputs included."""
+        site = next(iter(self._sites.values()))
+        budget = host_budget(
+            work.work,
+            site.layout,
+            calibration=site.calibration,
+            input_bytes=work.input_bytes,
+            dtype=site.dtype,
+            dims=site.dims,
+        )
+        return budget.disk_bytes
+
+
+def _site(pool: PoolConfig, calibration: Calibration, cpu_bytes: int) -> _Site:
+    layout = ParallelLayout.parse(pool.layout)
+    if pool.gpu is None:
+        threads = pool.threads_per_rank or max(1, round(pool.cpus_per_rank))
+        kind = GpuKind("cpu", cpu_bytes // layout.world_size, _CPU_TFLOPS * threads, 1e9)
+    else:
+        kind = KINDS[pool.gpu]
+    return _Site(
+        layout=layout,
+        gpus=Gpus(layout.world_size, kind),
+        dims=TINY if pool.checkpoint == TINY_CHECKPOINT else PUBLISHED,
+        dtype="float32" if pool.gpu is None else "bfloat16",
+        calibration=calibration,
+    )
+
+
+def _memory_case(work: Workload) -> Workload:
+    """Returns the same video with a length that memory does not see: one verdict then serves all lengths."""
+    speech_seconds = min(work.speech_seconds, WHOLE_SPEECH_SECONDS)
+    return replace(work, num_frames=work.infer_frames, speech_seconds=speech_seconds)
+
+
+@lru_cache(maxsize=4096)
+def _misfit(site: _Site, work: Workload) -> DoesNotFit | None:
+    verdict = fits(work, site.layout, site.gpus, calibration=site.calibration, dtype=site.dtype, dims=site.dims)
+    match verdict:
+        case Feasible():
+            return None
+        case NeverFits():
+            nearest = tuple(_nearest(one) for one in verdict.nearest if one.layout == site.layout)
+            return DoesNotFit(verdict.part, verdict.needed_bytes, verdict.available_bytes, nearest)
+
+
+def _nearest(one: Alternative) -> Nearest:
+    return Nearest(one.change, str(one.work.size), one.work.infer_frames)
