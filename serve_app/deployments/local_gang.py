@@ -22,6 +22,7 @@ from serve_app.deployments.gang_source import GangSource, as_avatar_error, gang_
 from serve_app.errors import GangFailedError, InvalidRequestError
 from serve_app.planning.layout import ParallelLayout
 from serve_app.rendering.frames import IsCancelled
+from serve_app.rendering.import_path import check_model_packages
 from serve_app.schemas.config import AppConfig
 from serve_app.task import FrameBlock, RenderTask
 
@@ -66,6 +67,7 @@ class LocalGangSource:
         gpus = usable_gpus(self._config.cuda_visible_devices)
         if gpus and gpus < layout.world_size:
             raise _too_few(gpus, layout)
+        check_model_packages()  # here, for a rank that lacks them would say so only after Ray has started
         self._open.enter_context(
             local_cluster(
                 num_cpus=layout.world_size + _SPARE_CPUS,
