@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from ray_cluster.gang import GangSpec, GangTimeouts
 from ray_cluster.replica_group import GroupState, ReplicaGroup
 from serve_app.errors import AvatarError, GangFailedError, RenderCancelledError
 from serve_app.planning.layout import ParallelLayout
-from serve_app.rendering.frames import PROGRAM, RANK_ENVIRONMENT, IsCancelled
+from serve_app.rendering.frames import PROGRAM, IsCancelled, rank_environment
 from serve_app.schemas.config import GangLimits
 from serve_app.task import FrameBlock, RenderTask
 from serve_app.troubleshooting import remedy_for
@@ -130,7 +131,7 @@ def gang_spec(
         threads_per_rank=threads_per_rank,
         run_ahead=_RUN_AHEAD,
         num_buffered=layout.world_size + _RUN_AHEAD + 1,
-        env=RANK_ENVIRONMENT,
+        env=rank_environment(os.environ),
     )
 
 

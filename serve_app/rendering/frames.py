@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -21,13 +21,18 @@ IsCancelled = Callable[[], bool]
 PROGRAM = "serve_app.engine.rank_program:AvatarProgram"
 """Loaded by import path, so that torch enters only the process that computes."""
 
-RANK_ENVIRONMENT = {"GOMP_SPINCOUNT": "20000", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
-"""What a process that computes finds in its environment before torch is loaded.
 
-The first lets waiting compute threads sleep soon: by default they spin, and starve each other on a busy machine (beside
-two busy processes on 2 cores a block of the tiny model takes half the time; alone it takes the same). The second keeps
-GPU memory in one piece: budgets hold for it alone, by default gigabytes may be lost between blocks of other sizes.
-"""
+def rank_environment(given: Mapping[str, str]) -> dict[str, str]:
+    """Returns what a process that computes finds in its environment before torch is loaded; what is given wins.
+
+    The first lets waiting compute threads sleep soon: by default they spin, and starve each other on a busy machine
+    (beside two busy processes on 2 cores a block of the tiny model takes half the time; alone it takes the same). The
+    second keeps GPU memory in one piece: budgets hold for it alone, by default gigabytes may be lost between blocks of
+    other sizes. It has an older name, and torch's parts disagree which of the two comes first: so both say the same.
+    """
+    allocator = given.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    defaults = {"GOMP_SPINCOUNT": "20000", "PYTORCH_ALLOC_CONF": allocator}
+    return {name: given.get(name, value) for name, value in defaults.items()}
 
 
 class FrameSource(Protocol):
@@ -50,7 +55,7 @@ class InProcessSource:
     def frames(self, task: RenderTask, *, is_cancelled: IsCancelled) -> Iterator[FrameBlock]:
         """See FrameSource; the first call may raise CheckpointError."""
         if self._program is None:
-            _prepare_process()
+            os.environ.update(rank_environment(os.environ))
             self._program = _started(checkpoint=self._checkpoint, cache_dir=self._cache_dir)
         return whole_or_cancelled(self._program.run(task, Unattended(is_cancelled)), task, is_cancelled=is_cancelled)
 
@@ -71,11 +76,6 @@ def whole_or_cancelled(
         yield block
     if count < task.timeline.num_blocks and is_cancelled():
         raise RenderCancelledError("the render was cancelled", remedy="start it again to get the whole video")
-
-
-def _prepare_process() -> None:
-    for name, value in RANK_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
 
 
 def in_file_time(blocks: Iterable[FrameBlock], timeline: Timeline) -> Iterator[NDArray[np.uint8]]:

@@ -167,6 +167,13 @@ def test_a_checkpoint_that_is_not_there_is_the_users_error(cluster: LocalCluster
         group.stop()
 
 
+def test_ranks_compute_in_the_environment_that_the_user_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "backend:cudaMallocAsync")
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    spec = gang_spec(ParallelLayout(), checkpoint="tiny", cache_dir=tmp_path, limits=LIMITS, threads_per_rank=1)
+    assert spec.env == {"PYTORCH_ALLOC_CONF": "backend:cudaMallocAsync", "GOMP_SPINCOUNT": "20000"}
+
+
 @pytest.mark.parametrize(
     ("detail", "remedy"),
     [

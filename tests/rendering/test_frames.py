@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from ray_cluster.program import RunControl, Seat
 from serve_app.errors import CheckpointError, RenderCancelledError
 from serve_app.planning.geometry import Timeline
 from serve_app.rendering import frames as frames_module
-from serve_app.rendering.frames import InProcessSource, in_file_time
+from serve_app.rendering.frames import InProcessSource, in_file_time, rank_environment
 from serve_app.task import FrameBlock, RenderTask
 
 
@@ -92,6 +93,34 @@ def test_the_networks_are_loaded_for_the_first_task_and_kept_for_the_next(
         blocks = list(source.frames(a_task(), is_cancelled=lambda: False))
         assert [block.index for block in blocks] == [0, 1, 2]
     assert CountedProgram.loaded == [{"checkpoint": "tiny", "cache_dir": tmp_path}]
+
+
+@pytest.mark.parametrize(
+    ("given", "allocator", "spins"),
+    [
+        ({}, "expandable_segments:True", "20000"),
+        ({"PYTORCH_ALLOC_CONF": "backend:cudaMallocAsync", "HOME": "/"}, "backend:cudaMallocAsync", "20000"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:512"}, "max_split_size_mb:512", "20000"),
+        ({"PYTORCH_ALLOC_CONF": "", "PYTORCH_CUDA_ALLOC_CONF": "a:1"}, "", "20000"),
+        ({"GOMP_SPINCOUNT": "0"}, "expandable_segments:True", "0"),
+    ],
+)
+def test_the_environment_of_a_rank_is_the_users_where_it_says_something(
+    given: dict[str, str], allocator: str, spins: str
+) -> None:
+    assert rank_environment(given) == {"PYTORCH_ALLOC_CONF": allocator, "GOMP_SPINCOUNT": spins}
+
+
+def test_this_process_finds_it_before_the_networks_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CountedProgram, "loaded", [], raising=False)
+    monkeypatch.setattr(frames_module, "PROGRAM", f"{__name__}:CountedProgram")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.setenv(name, "")  # so that what the source sets is undone too
+        monkeypatch.delenv(name)
+    InProcessSource(checkpoint="tiny", cache_dir=tmp_path).frames(a_task(), is_cancelled=lambda: False)
+    assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
 
 
 def test_a_video_that_ends_early_because_it_should_counts_as_cancelled(
