@@ -13,7 +13,7 @@ from pathlib import Path
 from ray_cluster.errors import ClusterError, GroupUnavailableError, RankFailedError
 from ray_cluster.gang import GangSpec, GangTimeouts
 from ray_cluster.replica_group import GroupState, ReplicaGroup
-from serve_app.errors import AvatarError, GangFailedError, RenderCancelledError
+from serve_app.errors import AvatarError, GangFailedError, RankError, RenderCancelledError
 from serve_app.planning.layout import ParallelLayout
 from serve_app.rendering.frames import PROGRAM, IsCancelled, rank_environment
 from serve_app.schemas.config import GangLimits
@@ -145,5 +145,7 @@ def as_avatar_error(error: ClusterError) -> AvatarError:
 
 
 def _with_remedy(error: AvatarError) -> AvatarError:
-    error.remedy = remedy_for(error.message) or error.remedy
+    """Adds what is known of a failure between ranks, whose text is a library's; other errors have their own remedy."""
+    if isinstance(error, RankError):
+        error.remedy = remedy_for(error.message) or error.remedy
     return error

@@ -17,7 +17,14 @@ from ray_cluster.errors import FailureKind, RankFailedError
 from ray_cluster.local import LocalCluster
 from ray_cluster.replica_group import GroupState, ReplicaGroup
 from serve_app.deployments.gang_source import BlockTimes, GangSource, as_avatar_error, gang_spec
-from serve_app.errors import CheckpointError, GangFailedError, RenderCancelledError
+from serve_app.errors import (
+    AvatarError,
+    CheckpointError,
+    GangFailedError,
+    InvalidRequestError,
+    RankError,
+    RenderCancelledError,
+)
 from serve_app.planning.layout import ParallelLayout
 from serve_app.schemas.config import GangLimits
 from serve_app.task import FrameBlock, RenderTask
@@ -195,11 +202,27 @@ def test_a_failed_rank_is_told_with_what_to_do(detail: str, remedy: str) -> None
     assert remedy in told.remedy
 
 
-def test_what_the_program_tells_the_user_stays_what_it_is() -> None:
-    cause = CheckpointError("ckpt lacks a file", remedy="download it again", param="checkpoint")
-    failure = RankFailedError(FailureKind.EXCEPTION, rank=0, role="source", detail="x", remedy="y", cause=cause)
-    assert as_avatar_error(failure) is cause
-    assert cause.exit_code == 2
+def failed_by(cause: AvatarError) -> RankFailedError:
+    return RankFailedError(FailureKind.EXCEPTION, rank=0, role="source", detail="x", remedy="y", cause=cause)
+
+
+@pytest.mark.parametrize("kind", [CheckpointError, InvalidRequestError])
+def test_what_the_program_tells_the_user_stays_what_it_is(kind: type[AvatarError]) -> None:
+    """Also where a file or a value is called like a failure that is known."""
+    cause = kind('"NCCL error/Bus error" lacks a file', remedy="download it again", param="checkpoint")
+    told = as_avatar_error(failed_by(cause))
+    assert told is cause
+    assert told.remedy == "download it again"
+    assert told.exit_code == 2
+
+
+def test_what_a_library_says_between_ranks_is_told_with_what_to_do() -> None:
+    cause = RankError("rank 0 did not meet: Unable to find address for: eth7", remedy="look at the log")
+    told = as_avatar_error(failed_by(cause))
+    assert told is cause
+    assert "GLOO_SOCKET_IFNAME" in told.remedy
+    unknown = RankError("rank 0 did not meet: nobody knows why", remedy="look at the log")
+    assert as_avatar_error(failed_by(unknown)).remedy == "look at the log"
 
 
 def test_the_limit_follows_the_blocks_seen_but_the_first() -> None:
