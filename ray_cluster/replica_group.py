@@ -157,6 +157,16 @@ class ReplicaGroup:
         return self._state
 
     @property
+    def num_restarts(self) -> int:
+        """How many gangs were rebuilt so far."""
+        return max(0, self._num_built - 1)
+
+    @property
+    def last_reason(self) -> str:
+        """Why the group was not ready, the last time that it was not; "" if it always was."""
+        return self._last_reason
+
+    @property
     def gang(self) -> Gang | None:
         """The gang of now, for its heartbeats."""
         return self._gang
@@ -213,7 +223,7 @@ class ReplicaGroup:
         assert state in LEGAL_TRANSITIONS[before], f"{before} -> {state}"
         self._state = state
         self._last_reason = reason or self._last_reason
-        event = GroupEvent(self.name, before, state, reason, max(0, self._num_built - 1))
+        event = GroupEvent(self.name, before, state, reason, self.num_restarts)
         log.info("group state", extra={"group": self.name, "before": before.value, "after": state.value})
         self._on_event(event)
         self._changed.notify_all()

@@ -25,6 +25,7 @@ class Progress:
     size: Size
     frames_done: int
     num_frames: int
+    num_blocks: int
     warnings: tuple[QualityWarning, ...]
 
 
@@ -81,8 +82,8 @@ def _render_blocks(
     is_cancelled: IsCancelled,
 ) -> None:
     task = inputs.task
-    num_frames, frames_done = task.timeline.num_frames, 0
-    on_progress(Progress(task.size, frames_done, num_frames, inputs.warnings))
+    num_frames, num_blocks, frames_done = task.timeline.num_frames, task.timeline.num_blocks, 0
+    on_progress(Progress(task.size, frames_done, num_frames, num_blocks, inputs.warnings))
     with (
         open_sound_track(inputs.sound, limits=config.audio) as sound,
         VideoWriter(task.size, sound=sound, num_frames=num_frames, encoding=config.encoding) as writer,
@@ -91,7 +92,7 @@ def _render_blocks(
         for frames in in_file_time(source.frames(task, is_cancelled=is_cancelled), task.timeline):
             video.append(writer.write_block(frames))
             frames_done += len(frames)
-            on_progress(Progress(task.size, frames_done, num_frames, inputs.warnings))
+            on_progress(Progress(task.size, frames_done, num_frames, num_blocks, inputs.warnings))
     if frames_done != num_frames:
         raise RenderFailedError(
             f"the render ended after {frames_done} of {num_frames} frames", remedy="start it again; nothing was written"

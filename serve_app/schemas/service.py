@@ -44,6 +44,10 @@ class PoolConfig(Frozen):
     """Compute threads of a rank; None: one for each of its CPUs."""
     spreads_over_nodes: bool = False
     """For groups wider than a node."""
+    scale_up_after_s: float = Field(default=30, ge=0)
+    """So long more groups must be wanted than there are; then another one starts, up to `max_groups`."""
+    scale_down_after_s: float = Field(default=600, ge=0)
+    """So long fewer groups must be wanted; then one is drained, down to `min_groups`."""
 
     @model_validator(mode="after")
     def _check_counts(self) -> Self:
@@ -74,7 +78,7 @@ class QueueLimits(Frozen):
 class ServiceTimes(Frozen):
     """Every wait of the service, in seconds."""
 
-    report_every_s: float = Field(default=1.0, gt=0, le=5)
+    report_every_s: float = Field(default=1.0, ge=0.1, le=5)
     """Leaders tell the Dispatcher how far they are."""
     lost_after_s: float = Field(default=10.0, gt=1)
     """A group whose leader reports nothing for so long counts as lost."""
@@ -112,6 +116,8 @@ class ServiceConfig(AppConfig):
     data_dir: Path
     pools: tuple[PoolConfig, ...] = (PoolConfig(name="tiny", model="live-avatar-tiny"),)
     allow_anonymous: bool = False
+    control_resource: str | None = Field(default=None, pattern=NAME)
+    """A custom resource of Ray that only the node has on which Dispatcher and API shall run; None: any node."""
     ingress_replicas: int = Field(default=1, ge=1)
     queue: QueueLimits = QueueLimits()
     times: ServiceTimes = ServiceTimes()

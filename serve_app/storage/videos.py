@@ -71,6 +71,12 @@ class VideoFiles:
         with suppress(OSError):
             _unfinished(self.location(job_id, attempt)).unlink()
 
+    def withdraw(self, job_id: str, *, attempt: int) -> None:
+        """Removes all that an attempt made which was given up, its video too."""
+        self.discard(job_id, attempt=attempt)
+        with suppress(OSError):
+            self.location(job_id, attempt).unlink()
+
     def end(self, job_id: str) -> None:
         """Removes the pieces of a job that has ended; its video stays."""
         with suppress(FileNotFoundError):

@@ -19,9 +19,11 @@ TORCH_FAMILY = ["torch", "transformers", "safetensors"]
 CONTROL_PLANE = [
     "cli",
     "commands",
+    "app",
     "deployments",
     "doctor",
     "plan_report",
+    "api",
     "rendering",
     "jobs",
     "media",
@@ -31,8 +33,9 @@ CONTROL_PLANE = [
     "task",
     "troubleshooting",
     "errors",
+    "metrics",
 ]
-LIBRARY_ONLY = ["planning", "troubleshooting", "errors"]
+LIBRARY_ONLY = ["planning", "troubleshooting", "errors", "metrics"]
 OF_NO_PLANE = ["samples"]
 
 IMPORT_ALL = """

@@ -10,7 +10,9 @@ from serve_app.jobs.quote import Admitted, Reason, Rejected
 from tests.jobs.world import World
 
 LAYOUTS = ("single", "stages=4,vae=1")
-TOO_BIG = DoesNotFit("KV cache", needed_bytes=90, available_bytes=80, nearest=(Nearest("size 640x384", "640x384", 48), Nearest("infer_frames 36", "704x384", 36)))
+NEAREST = (Nearest("size 640x384", "640x384", 48), Nearest("infer_frames 36", "704x384", 36))
+OTHER_LAYOUT = (Nearest("layout stages=4,vae=1", "704x384", 48),)
+TOO_BIG = DoesNotFit("KV cache", needed_bytes=90, available_bytes=80, nearest=NEAREST)
 
 
 @dataclass
@@ -46,7 +48,7 @@ def test_a_video_gets_the_layout_that_it_fits() -> None:
 
 
 def test_what_never_fits_is_refused_with_numbers_and_what_would_fit_before_anything_else_is_asked() -> None:
-    nearly = DoesNotFit("decoding", needed_bytes=81, available_bytes=80, nearest=(Nearest("layout stages=4,vae=1", "704x384", 48),))
+    nearly = DoesNotFit("decoding", needed_bytes=81, available_bytes=80, nearest=OTHER_LAYOUT)
     table = Table({("v", "single"): TOO_BIG, ("v", "stages=4,vae=1"): nearly})
     gate = admission(table)
     outcome = gate.admit("job", "v", priority=Priority.STANDARD)

@@ -1,0 +1,155 @@
+"""Dispatcher: the deployment around `jobs.dispatching`, with exactly one replica."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
+
+from serve_app.deployments.metrics import RayMetrics
+from serve_app.errors import AvatarError, UnavailableError
+from serve_app.jobs.data_disk import DataDisk
+from serve_app.jobs.dispatching import Dispatching
+from serve_app.jobs.errors import StaleEpochError, StoreError
+from serve_app.jobs.fleet import Fleet
+from serve_app.jobs.job import Document, Job
+from serve_app.jobs.messages import Answer, GroupReport
+from serve_app.jobs.quote import Outcome, Place, Rejected
+from serve_app.jobs.store import JobStore
+from serve_app.jobs.submission import Submission
+from serve_app.planning.calibration import load_calibration
+from serve_app.schemas.service import ServiceConfig
+from serve_app.storage.videos import VideoFiles
+
+log = logging.getLogger(__name__)
+
+_TICK_S = 1.0
+STORE_NAME = "jobs.sqlite3"
+
+Value = TypeVar("Value")
+
+
+class Dispatcher:
+    """Every method answers a value, or the AvatarError that the caller is to raise.
+
+    One thread does all the work, so that nothing needs a lock and the event loop only waits. When the job store
+    fails, or another Dispatcher has taken it over, this one says so in its health check and is replaced.
+    """
+
+    def __init__(self, config: ServiceConfig) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._times = config.times
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="dispatching")
+        self._held: dict[str, asyncio.Event] = {}
+        self._fatal: AvatarError | None = None
+        self._dispatching = self._made(config)
+        self._ticking = self._loop.create_task(self._tick_for_ever())
+
+    async def plan(self, wanted: Submission) -> Outcome | AvatarError:
+        """See Dispatching.plan."""
+        return await self._done(partial(self._dispatching.plan, wanted))
+
+    async def submit(self, wanted: Submission) -> Job | Rejected | AvatarError:
+        """See Dispatching.submit."""
+        return await self._done(partial(self._dispatching.submit, wanted))
+
+    async def cancel(self, job_id: str) -> Job | AvatarError:
+        """See Dispatching.cancel."""
+        return await self._done(partial(self._dispatching.cancel, job_id))
+
+    async def delete(self, job_id: str) -> Job | AvatarError:
+        """See Dispatching.delete."""
+        return await self._done(partial(self._dispatching.delete, job_id))
+
+    async def place(self, job_id: str) -> Place | AvatarError | None:
+        """See Dispatching.place."""
+        return await self._done(partial(self._dispatching.place, job_id))
+
+    async def capacity(self) -> Document | AvatarError:
+        """See Dispatching.capacity."""
+        return await self._done(self._dispatching.capacity)
+
+    async def report(self, told: GroupReport) -> Answer | AvatarError:
+        """Answers a leader: at once when there is something to do, else when there is, or when the next report is due.
+
+        A new report of the same group ends the wait of an older one.
+        """
+        self._wake(told.group)
+        answer = await self._done(partial(self._dispatching.report, told))
+        if isinstance(answer, AvatarError) or not _may_wait(answer):
+            return answer
+        await self._hold(told.group)
+        return await self._done(partial(self._dispatching.answer_again, told.group))
+
+    async def check_health(self) -> None:
+        """Raises what makes this Dispatcher useless, so that Serve starts another one."""
+        if self._fatal is not None:
+            raise self._fatal
+
+    def _made(self, config: ServiceConfig) -> Dispatching:
+        calibration = load_calibration()
+        fleet = Fleet(config.pools, calibration=calibration, cpu_bytes=_memory_bytes())
+        return Dispatching(
+            JobStore.take_over(config.data_dir / STORE_NAME, wall_clock=time.time),
+            fleet,
+            DataDisk(config.data_dir, fleet.disk_bytes),
+            VideoFiles(config.data_dir),
+            limits=config.queue,
+            times=config.times,
+            clock=time.monotonic,
+            wall_clock=time.time,
+            metrics=RayMetrics(),
+            on_order=self._wake_from_thread,
+        )
+
+    async def _done(self, work: Callable[[], Value]) -> Value | AvatarError:
+        if self._fatal is not None:
+            return _replaced()
+        try:
+            return await self._loop.run_in_executor(self._thread, work)
+        except (StoreError, StaleEpochError) as error:
+            log.exception("the job store failed")
+            self._fatal = error
+            return _replaced()
+        except AvatarError as error:
+            return error
+
+    async def _hold(self, group: str) -> None:
+        event = self._held[group] = asyncio.Event()
+        try:
+            await asyncio.wait_for(event.wait(), self._times.report_every_s)
+        except TimeoutError:
+            pass
+        finally:
+            if self._held.get(group) is event:
+                del self._held[group]
+
+    def _wake_from_thread(self, group: str) -> None:
+        self._loop.call_soon_threadsafe(self._wake, group)
+
+    def _wake(self, group: str) -> None:
+        event = self._held.pop(group, None)
+        if event is not None:
+            event.set()
+
+    async def _tick_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_S)
+            await self._done(self._dispatching.tick)
+
+
+def _may_wait(answer: Answer) -> bool:
+    return answer.order is None and not answer.stops and answer.is_end_taken is None
+
+
+def _replaced() -> UnavailableError:
+    return UnavailableError("the Dispatcher is being replaced", remedy="try again in some seconds")
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,255 @@
+"""Leader: renders what the Dispatcher orders on one replica group, and tells it all that happens.
+
+Knows neither Serve nor Ray: `ask` carries a report to the Dispatcher and brings its answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ray_cluster.errors import FailureKind, GroupUnavailableError, RankFailedError
+from ray_cluster.replica_group import GroupState
+from serve_app.errors import AvatarError, GangFailedError, RenderCancelledError, UnavailableError
+from serve_app.jobs.job import JobError
+from serve_app.jobs.messages import Answer, End, Ending, GroupCondition, GroupReport, Order, Run
+from serve_app.metrics import Metric, Metrics
+from serve_app.rendering.frames import FrameSource
+from serve_app.rendering.pipeline import Progress, RenderResult, render
+from serve_app.schemas.config import AppConfig
+from serve_app.schemas.render import RenderSpec
+from serve_app.schemas.service import ServiceTimes
+from serve_app.storage.files import FileStore
+from serve_app.storage.videos import VideoFiles
+
+log = logging.getLogger(__name__)
+
+_LEAST_BETWEEN_S = 0.1
+"""Blocks of a small model come faster than anybody needs to hear of them."""
+
+_CONDITIONS = {
+    GroupState.STARTING: GroupCondition.STARTING,
+    GroupState.READY: GroupCondition.READY,
+    GroupState.BUSY: GroupCondition.BUSY,
+    GroupState.DRAINING: GroupCondition.DRAINING,
+    GroupState.STOPPED: GroupCondition.FAILED,
+    GroupState.FAILED: GroupCondition.FAILED,
+}
+
+Ask = Callable[[GroupReport], Awaitable[Answer]]
+
+
+class Group(Protocol):
+    """What a leader asks of its replica group; `ReplicaGroup` is one."""
+
+    name: str
+
+    @property
+    def state(self) -> GroupState: ...
+    @property
+    def num_restarts(self) -> int: ...
+    @property
+    def last_reason(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What every attempt uses."""
+
+    source: FrameSource
+    files: FileStore
+    videos: VideoFiles
+    config: AppConfig
+    metrics: Metrics
+    pool: str
+
+
+@dataclass
+class _Attempt:
+    """The attempt in work, shared with the thread that renders it."""
+
+    order: Order
+    started_at: float = field(default_factory=time.perf_counter)
+    is_stopped: threading.Event = field(default_factory=threading.Event)
+    blocks_done: int = 0
+    num_blocks: int = 0
+    last_block_at: float = 0.0
+    block_seconds: float = 0.0
+
+    def is_that_of(self, run: Run | None) -> bool:
+        """Says whether a report spoke of this attempt."""
+        return run is not None and (run.job_id, run.attempt) == (self.order.job_id, self.order.attempt)
+
+    def run(self) -> Run:
+        return Run(self.order.job_id, self.order.attempt, self.blocks_done, self.num_blocks, self.block_seconds)
+
+
+class Leader:
+    """One attempt at a time; an end is told until the Dispatcher has taken it."""
+
+    def __init__(self, group: Group, ask: Ask, workshop: Workshop, *, times: ServiceTimes) -> None:
+        self._group, self._ask, self._workshop, self._times = group, ask, workshop, times
+        self._attempt: _Attempt | None = None
+        self._end: End | None = None
+        self._last: tuple[str, int] | None = None
+        self._is_draining = False
+        self._changed = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._settled.set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+        self.num_waiting = 0
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an attempt runs, or has ended and the Dispatcher does not know."""
+        return not self._settled.is_set()
+
+    async def report_for_ever(self) -> None:
+        """Reports at least every `report_every_s`, and soon after whatever happens."""
+        while True:
+            self._changed.clear()
+            waits = {self._begin(self._report_once()), asyncio.create_task(self._changed.wait())}
+            least = asyncio.create_task(asyncio.sleep(_LEAST_BETWEEN_S))
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            if self._end is None:
+                await least
+
+    async def drain(self, *, timeout_s: float) -> None:
+        """Finishes the attempt that runs and takes no other; then its end is known, or the time is over."""
+        self._is_draining = True
+        self._changed.set()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._settled.wait(), timeout_s)
+
+    def tell(self) -> None:
+        """Lets the next report come soon; from any thread."""
+        self._loop.call_soon_threadsafe(self._changed.set)
+
+    def _begin(self, work: Awaitable[None]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(work)
+        assert isinstance(task, asyncio.Task)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _report_once(self) -> None:
+        told = self._report()
+        try:
+            answer = await asyncio.wait_for(self._ask(told), self._times.call_s)
+        except Exception as error:  # whatever it is, the Dispatcher comes back, and hears all of it then
+            log.warning("dispatcher not reached", extra={"group": self._group.name, "error": str(error)})
+            await asyncio.sleep(self._times.report_every_s)
+            return
+        self._obey(told, answer)
+
+    def _report(self) -> GroupReport:
+        condition = GroupCondition.DRAINING if self._is_draining else _CONDITIONS[self._group.state]
+        return GroupReport(
+            group=self._group.name,
+            pool=self._workshop.pool,
+            condition=condition,
+            run=None if self._attempt is None else self._attempt.run(),
+            end=self._end,
+            num_restarts=self._group.num_restarts,
+            reason=self._group.last_reason,
+        )
+
+    def _obey(self, told: GroupReport, answer: Answer) -> None:
+        self.num_waiting = answer.num_waiting
+        if answer.is_end_taken is not None and told.end is not None and told.end is self._end:
+            self._settle(told.end, is_taken=answer.is_end_taken)
+        if answer.stops and self._attempt is not None and self._attempt.is_that_of(told.run):
+            self._attempt.is_stopped.set()
+        if answer.order is not None and self._may_begin(answer.order):
+            self._attempt = _Attempt(answer.order)
+            self._settled.clear()
+            self._begin(self._work(self._attempt))
+            self._changed.set()
+
+    def _may_begin(self, order: Order) -> bool:
+        """Answers come twice, and late: an order that is obeyed, or was, is no news."""
+        is_free = self._attempt is None and self._end is None and not self._is_draining
+        return is_free and (order.job_id, order.attempt) != self._last
+
+    def _settle(self, end: End, *, is_taken: bool) -> None:
+        self._end = None
+        if not is_taken:
+            self._workshop.videos.withdraw(end.job_id, attempt=end.attempt)
+        self._settled.set()
+        self._changed.set()
+
+    async def _work(self, attempt: _Attempt) -> None:
+        end = await asyncio.to_thread(self._rendered, attempt)
+        self._last = (end.job_id, end.attempt)
+        self._end, self._attempt = end, None
+        self._changed.set()
+
+    def _rendered(self, attempt: _Attempt) -> End:
+        """Renders on a thread of its own; every way in which that can end is an End."""
+        order, shop = attempt.order, self._workshop
+        try:
+            result = render(
+                _resolved(order, shop.files),
+                source=shop.source,
+                sink=shop.videos.sink(order.job_id, attempt=order.attempt),
+                config=shop.config,
+                on_progress=lambda progress: self._note(attempt, progress),
+                is_cancelled=attempt.is_stopped.is_set,
+            )
+        except Exception as error:
+            return self._ended_by(order, error)
+        return self._completed(order, result)
+
+    def _note(self, attempt: _Attempt, progress: Progress) -> None:
+        """Takes a block border into account; the first call tells how many there will be."""
+        now = time.perf_counter()
+        if progress.frames_done == 0:
+            attempt.num_blocks = progress.num_blocks
+        else:
+            attempt.blocks_done += 1
+            attempt.block_seconds = 0.0 if attempt.blocks_done == 1 else now - attempt.last_block_at
+        if attempt.blocks_done == 1:
+            self._workshop.metrics.observe(
+                Metric.FIRST_FRAME_SECONDS, now - attempt.started_at, pool=self._workshop.pool
+            )
+        attempt.last_block_at = now
+        self.tell()
+
+    def _completed(self, order: Order, result: RenderResult) -> End:
+        frames_per_second = result.num_frames / result.render_seconds
+        self._workshop.metrics.observe(Metric.FRAMES_PER_SECOND, frames_per_second, pool=self._workshop.pool)
+        facts = {"inference_time_s": result.render_seconds, "num_frames": result.num_frames, "seconds": result.seconds}
+        return End(order.job_id, order.attempt, Ending.COMPLETED, location=result.location, result=facts)
+
+    def _ended_by(self, order: Order, error: Exception) -> End:
+        log.warning("attempt ended", extra={"job": order.job_id, "attempt": order.attempt, "error": str(error)})
+        if isinstance(error, RenderCancelledError):
+            return End(order.job_id, order.attempt, Ending.CANCELLED)
+        if isinstance(error, GangFailedError | UnavailableError):
+            cause = error.__cause__
+            is_to_blame = not isinstance(cause, GroupUnavailableError)
+            return End(order.job_id, order.attempt, Ending.LOST, error=_told(error, cause), is_to_blame=is_to_blame)
+        if not isinstance(error, AvatarError):
+            log.error("render failed", exc_info=error, extra={"job": order.job_id})
+        return End(order.job_id, order.attempt, Ending.FAILED, error=_told(error, None))
+
+
+def _resolved(order: Order, files: FileStore) -> RenderSpec:
+    """Returns the spec with the paths of its inputs in place of their ids."""
+    inputs = {name: str(files.path_of(order.spec[name])) for name in ("image", "audio")}
+    return RenderSpec.from_request(**{**order.spec, **inputs})
+
+
+def _told(error: Exception, cause: BaseException | None) -> JobError:
+    if isinstance(cause, RankFailedError) and cause.kind is FailureKind.OUT_OF_MEMORY:
+        return JobError("over_budget", str(error))
+    if isinstance(error, AvatarError):
+        return JobError(error.code, str(error))
+    return JobError("internal_error", "the render failed for a reason that the log of its group tells")
