@@ -13,9 +13,11 @@ from types import FrameType
 
 from serve_app.commands.calibrate import add_calibrate
 from serve_app.commands.checkpoint import add_convert, add_verify
+from serve_app.commands.demo import add_demo
 from serve_app.commands.doctor import add_doctor
 from serve_app.commands.plan import add_plan
 from serve_app.commands.render import add_render
+from serve_app.commands.serve import add_serve
 from serve_app.errors import AvatarError, GangFailedError, did_you_mean
 
 STOP_SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
@@ -54,6 +56,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_plan(
         commands.add_parser("plan", help="does a video fit these cards, and how long does it take", allow_abbrev=False)
     )
+    add_serve(commands.add_parser("serve", help="serve videos over HTTP on this machine", allow_abbrev=False))
+    add_demo(commands.add_parser("demo", help="send the built-in sample through the service", allow_abbrev=False))
     add_calibrate(commands.add_parser("calibrate", help="measure this GPU for plan", allow_abbrev=False))
     add_convert(commands.add_parser("convert", help="merge and cast a checkpoint folder", allow_abbrev=False))
     checkpoint = commands.add_parser("checkpoint", help="look after checkpoint folders").add_subparsers(required=True)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from ray_cluster.errors import FailureKind, GroupUnavailableError, RankFailedError
@@ -25,7 +26,6 @@ from serve_app.rendering.pipeline import Progress, RenderResult, render
 from serve_app.schemas.config import AppConfig
 from serve_app.schemas.render import RenderSpec
 from serve_app.schemas.service import ServiceTimes
-from serve_app.storage.files import FileStore
 from serve_app.storage.videos import VideoFiles
 
 log = logging.getLogger(__name__)
@@ -58,12 +58,18 @@ class Group(Protocol):
     def last_reason(self) -> str: ...
 
 
+class Inputs(Protocol):
+    """Where uploaded files are; `storage.files.FileStore` knows."""
+
+    def path_of(self, file_id: str) -> Path: ...
+
+
 @dataclass(frozen=True)
 class Workshop:
     """What every attempt uses."""
 
     source: FrameSource
-    files: FileStore
+    files: Inputs
     videos: VideoFiles
     config: AppConfig
     metrics: Metrics
@@ -241,7 +247,7 @@ class Leader:
         return End(order.job_id, order.attempt, Ending.FAILED, error=_told(error, None))
 
 
-def _resolved(order: Order, files: FileStore) -> RenderSpec:
+def _resolved(order: Order, files: Inputs) -> RenderSpec:
     """Returns the spec with the paths of its inputs in place of their ids."""
     inputs = {name: str(files.path_of(order.spec[name])) for name in ("image", "audio")}
     return RenderSpec.from_request(**{**order.spec, **inputs})

@@ -19,6 +19,8 @@ TORCH_FAMILY = ["torch", "transformers", "safetensors"]
 CONTROL_PLANE = [
     "cli",
     "commands",
+    "demo",
+    "local_service",
     "app",
     "deployments",
     "doctor",
