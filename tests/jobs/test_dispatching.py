@@ -232,65 +232,75 @@ def test_a_draining_group_ends_its_job_and_gets_no_other(service: Service, leade
     assert (service.job(runs.id).state, service.job(waits.id).state) == (JobState.COMPLETED, JobState.QUEUED)
 
 
-@pytest.mark.parametrize("seed", range(60))
-def test_whatever_is_lost_every_accepted_job_ends_once(tmp_path: Path, seed: int) -> None:
-    """Leaders die, fall silent and lose answers, Dispatchers die: jobs are cancelled or completed, by one attempt."""
-    chance = random.Random(seed)
-    service = Service(tmp_path / "jobs.sqlite3")
-    leaders = [FakeLeader(service, f"g{number}") for number in range(3)]
-    accepted: list[str] = []
-    names = (f"g{number}" for number in range(3, 1000))
+class Storm:
+    """Three leaders and a Dispatcher that die, fall silent and lose answers, by chance."""
 
-    def submit() -> None:
+    def __init__(self, service: Service, *, seed: int) -> None:
+        self.service = service
+        self.chance = random.Random(seed)
+        self.leaders = [FakeLeader(service, f"g{number}") for number in range(3)]
+        self.names = (f"g{number}" for number in range(3, 1000))
+        self.accepted: list[str] = []
+
+    def rage(self) -> None:
+        blows = [self.submit, self.submit, self.pass_time, self.cancel, self.lose_ranks, self.replace_leader]
+        if self.chance.random() < 0.25:
+            self.chance.choice([*blows, self.service.restart])()
+        self.step(is_rough=True)
+
+    def step(self, *, is_rough: bool) -> None:
+        one = self.chance.choice(self.leaders)
+        if one.condition is GroupCondition.STARTING and self.chance.random() < 0.5:
+            one.condition = GroupCondition.READY
+        if self.chance.random() < 0.6:
+            one.work()
+        one.report(is_answer_lost=is_rough and self.chance.random() < 0.2)
+
+    def calm_down(self) -> None:
+        for _ in range(2000):
+            if not self.service.reader.unfinished():
+                return
+            self.step(is_rough=False)
+            self.service.clock.now += 0.2
+            self.service.dispatching.tick()
+
+    def submit(self) -> None:
         try:
-            job = service.submit(chance.choice(list(Priority)))
+            job = self.service.submit(self.chance.choice(list(Priority)))
         except UnavailableError:
             return
         if isinstance(job, Job):
-            accepted.append(job.id)
+            self.accepted.append(job.id)
 
-    def replace_leader() -> None:
-        leaders[chance.randrange(3)] = FakeLeader(service, next(names))
+    def replace_leader(self) -> None:
+        self.leaders[self.chance.randrange(3)] = FakeLeader(self.service, next(self.names))
 
-    def cancel() -> None:
-        unfinished = [job.id for job in service.reader.unfinished()]
+    def cancel(self) -> None:
+        unfinished = [job.id for job in self.service.reader.unfinished()]
         if unfinished:
-            service.dispatching.cancel(chance.choice(unfinished))
+            self.service.dispatching.cancel(self.chance.choice(unfinished))
 
-    def lose_ranks() -> None:
-        victim = chance.choice(leaders)
+    def lose_ranks(self) -> None:
+        victim = self.chance.choice(self.leaders)
         if victim.order is not None:
             victim.lose_ranks()
 
-    def pass_time() -> None:
-        service.clock.now += chance.choice([0.5, 3.0, 12.0])
-        service.dispatching.tick()
+    def pass_time(self) -> None:
+        self.service.clock.now += self.chance.choice([0.5, 3.0, 12.0])
+        self.service.dispatching.tick()
 
-    def one_step(*, is_rough: bool) -> None:
-        one = chance.choice(leaders)
-        if one.condition is GroupCondition.STARTING and chance.random() < 0.5:
-            one.condition = GroupCondition.READY
-        if chance.random() < 0.6:
-            one.work()
-        one.report(is_answer_lost=is_rough and chance.random() < 0.2)
 
-    rough = [submit, submit, pass_time, cancel, lose_ranks, replace_leader, service.restart]
+@pytest.mark.parametrize("seed", range(60))
+def test_whatever_is_lost_every_accepted_job_ends_once(service: Service, seed: int) -> None:
+    storm = Storm(service, seed=seed)
     for _ in range(300):
-        if chance.random() < 0.25:
-            chance.choice(rough)()
-        one_step(is_rough=True)
-    for _ in range(2000):
-        if not service.reader.unfinished():
-            break
-        one_step(is_rough=False)
-        service.clock.now += 0.2
-        service.dispatching.tick()
-    jobs = [service.job(job_id) for job_id in accepted]
-    assert accepted
-    assert all(job.state.is_final for job in jobs), [job for job in jobs if not job.state.is_final]
-    for job in jobs:
-        events = [event.kind.value for event in service.reader.events(job.id)]
-        assert sum(kind in ("completed", "failed", "cancelled") for kind in events) == 1
+        storm.rage()
+    storm.calm_down()
+    assert storm.accepted
+    for job in map(service.job, storm.accepted):
+        kinds = [event.kind.value for event in service.reader.events(job.id)]
+        assert job.state.is_final, job
+        assert sum(kind in ("completed", "failed", "cancelled") for kind in kinds) == 1
         if job.state is JobState.COMPLETED:
             assert service.shelf.is_committed(job.id, attempt=job.attempt)
             assert job.location == f"{job.id}/{job.attempt}"
