@@ -51,7 +51,7 @@ def _fastest(question: PlanQuestion, calibration: Calibration) -> ParallelLayout
     work, gpus = question.work, question.gpus
     feasible = [
         layout
-        for layout in layouts_for(gpus.count, num_heads=PUBLISHED.dit.num_heads, sample_steps=work.sample_steps)
+        for layout in layouts_for(work, gpus.count, num_heads=PUBLISHED.dit.num_heads)
         if isinstance(fits(work, layout, gpus, calibration=calibration, dtype=DTYPE), Feasible)
     ]
 

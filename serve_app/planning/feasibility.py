@@ -13,7 +13,7 @@ from serve_app.planning.calibration import Calibration
 from serve_app.planning.cost import predict
 from serve_app.planning.geometry import FRAMES_PER_BLOCK, SIZE_MULTIPLE, Size
 from serve_app.planning.hardware import GIB, Gpus
-from serve_app.planning.layout import OFFLOADS, ParallelLayout, RankPlace, check_layout
+from serve_app.planning.layout import OFFLOADS, ParallelLayout, RankPlace, check_columns, check_layout
 from serve_app.planning.memory import Part, RankMemory, estimate, estimates
 from serve_app.planning.network import PUBLISHED, DType, ModelDims
 from serve_app.planning.workload import Workload
@@ -99,9 +99,10 @@ def fits(
 ) -> Feasible | NeverFits:
     """Returns the verdict for every rank, and where it is a no, the nearest that would be a yes.
 
-    Raises InvalidRequestError when the layout does not suit the model. It may need fewer cards than there are;
-    more than there are is a mistake of the caller, who knows what to tell (`plan_report`, admission).
+    Raises InvalidRequestError when the layout does not suit the model or the picture. It may need fewer cards than
+    there are; more than there are is a mistake of the caller, who knows what to tell (`plan_report`, admission).
     """
+    check_columns(layout, columns=work.size.latent_width)
     remarks = check_layout(layout, num_heads=dims.dit.num_heads, sample_steps=work.sample_steps)
     ranks = rank_budgets(work, layout, gpus, calibration=calibration, dtype=dtype, dims=dims)
     if all(rank.is_enough for rank in ranks):
@@ -141,13 +142,17 @@ def _budget(memory: RankMemory, gpus: Gpus, calibration: Calibration) -> RankBud
     return RankBudget(memory.place, lines, total)
 
 
-def layouts_for(num_gpus: int, *, num_heads: int, sample_steps: int) -> Iterator[ParallelLayout]:
-    """Yields the layouts of this version that use at most so many cards and leave none of them idle."""
-    for stages in range(1, min(num_gpus, sample_steps) + 1):
+def layouts_for(work: Workload, num_gpus: int, *, num_heads: int) -> Iterator[ParallelLayout]:
+    """Yields the layouts of this version for this video: at most so many cards, and none of them idle."""
+    for stages in range(1, min(num_gpus, work.sample_steps) + 1):
         for ulysses in range(1, num_gpus // stages + 1):
             for vae in (0, 1):
                 if num_heads % ulysses == 0 and stages * ulysses + vae <= num_gpus:
-                    yield from _variants(stages, ulysses, vae)
+                    yield from (one for one in _variants(stages, ulysses, vae) if _can_decode(work, one))
+
+
+def _can_decode(work: Workload, layout: ParallelLayout) -> bool:
+    return len(layout.decoding_ranks) <= work.size.latent_width
 
 
 def smaller_sizes(size: Size) -> list[Size]:
@@ -198,6 +203,8 @@ class _Fleet:
         return next((found for found in tried if found), None)
 
     def _alternative(self, work: Workload, layout: ParallelLayout, change: str) -> Alternative | None:
+        if not _can_decode(work, layout):
+            return None
         most = 0
         for memory in estimates(work, layout, dtype=self.dtype, calibration=self.calibration, dims=self.dims):
             rank = _budget(memory, self.gpus, self.calibration)
@@ -208,7 +215,7 @@ class _Fleet:
 
     def _by_speed(self, work: Workload) -> list[ParallelLayout]:
         """Returns the layouts, the fastest first; of equals the one with fewer ranks."""
-        named = layouts_for(self.gpus.count, num_heads=self.dims.dit.num_heads, sample_steps=work.sample_steps)
+        named = layouts_for(work, self.gpus.count, num_heads=self.dims.dit.num_heads)
         return sorted(named, key=lambda layout: (self._period_seconds(work, layout), layout.world_size))
 
     def _period_seconds(self, work: Workload, layout: ParallelLayout) -> float:

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from serve_app.errors import InvalidRequestError, did_you_mean, shown
+from serve_app.planning.geometry import PIXELS_PER_LATENT
 
 Offload = Literal["none", "layers"]
 OFFLOADS: tuple[Offload, ...] = ("none", "layers")
@@ -167,6 +168,16 @@ def check_layout(layout: ParallelLayout, *, num_heads: int, sample_steps: int) -
         return ()
     named = f"stage {idle[0]} owns" if len(idle) == 1 else f"stages {', '.join(idle)} own"
     return (f"{named} no step: {layout.stages} stages share {sample_steps} steps, so latents pass through",)
+
+
+def check_columns(layout: ParallelLayout, *, columns: int) -> None:
+    """Raises InvalidRequestError when a rank that decodes would have none of the picture's latent columns."""
+    ranks = len(layout.decoding_ranks)
+    if ranks > columns:
+        raise _invalid(
+            f"layout {layout}: {ranks} ranks decode, but the picture has {columns} latent columns to share",
+            f"use a picture {PIXELS_PER_LATENT * ranks} pixels wide or wider, or let a rank of its own decode: vae=1",
+        )
 
 
 def from_flags(

@@ -174,15 +174,33 @@ def test_num_clip_changes_no_gpu_memory() -> None:
     assert needs[0] == needs[1]
 
 
-@given(count=st.integers(1, 12), steps=st.integers(1, 6))
+@given(count=st.integers(1, 48), steps=st.integers(1, 6), width=st.sampled_from([64, 128, 704]))
 @settings(deadline=None)
-def test_layouts_use_at_most_the_cards_and_all_suit_the_model(count: int, steps: int) -> None:
-    listed = list(layouts_for(count, num_heads=40, sample_steps=steps))
+def test_layouts_use_at_most_the_cards_and_all_suit_model_and_picture(count: int, steps: int, width: int) -> None:
+    work = Workload(Size(width, 384), sample_steps=steps)
+    listed = list(layouts_for(work, count, num_heads=40))
     assert ParallelLayout() in listed
     assert len(set(listed)) == len(listed)
     for layout in listed:
         assert layout.world_size <= count
         assert all(layout.steps_of(stage, steps) for stage in range(layout.stages))
+        assert len(layout.decoding_ranks) <= width // 8
+
+
+def test_more_decoding_ranks_than_columns_are_refused_before_memory() -> None:
+    with pytest.raises(InvalidRequestError) as refused:
+        judged(Size(64, 384), "10x80", "ulysses=10")
+    assert str(refused.value) == (
+        "layout ulysses=10: 10 ranks decode, but the picture has 8 latent columns to share; "
+        "use a picture 80 pixels wide or wider, or let a rank of its own decode: vae=1"
+    )
+    assert isinstance(judged(Size(64, 384), "11x80", "ulysses=10,vae=1"), Feasible)
+
+
+def test_no_narrower_picture_is_offered_than_its_ranks_can_share() -> None:
+    verdict = judged(Size(128, 7168), "10x24", "ulysses=10,weight_shards=10", infer_frames=480)
+    assert isinstance(verdict, NeverFits)
+    assert all(len(one.layout.decoding_ranks) <= one.work.size.latent_width for one in verdict.nearest)
 
 
 def test_heads_that_cannot_be_divided_are_refused_before_memory() -> None:
