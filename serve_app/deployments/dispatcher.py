@@ -20,15 +20,18 @@ from serve_app.jobs.fleet import Fleet
 from serve_app.jobs.job import Document, Job
 from serve_app.jobs.messages import Answer, GroupReport
 from serve_app.jobs.quote import Outcome, Place, Rejected
+from serve_app.jobs.retention import Retention
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.submission import Submission
 from serve_app.planning.calibration import load_calibration
 from serve_app.schemas.service import ServiceConfig
+from serve_app.storage.files import FileStore
 from serve_app.storage.videos import VideoFiles
 
 log = logging.getLogger(__name__)
 
 _TICK_S = 1.0
+_SWEEP_EVERY_S = 600.0
 STORE_NAME = "jobs.sqlite3"
 
 Value = TypeVar("Value")
@@ -47,8 +50,17 @@ class Dispatcher:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="dispatching")
         self._held: dict[str, asyncio.Event] = {}
         self._fatal: AvatarError | None = None
-        self._dispatching = self._made(config)
+        store = JobStore.take_over(config.data_dir / STORE_NAME, wall_clock=time.time)
+        self._dispatching = self._made(config, store)
+        self._retention = Retention(
+            store,
+            VideoFiles(config.data_dir),
+            FileStore(config.data_dir),
+            keep_s=config.times.keep_s,
+            wall_clock=time.time,
+        )
         self._ticking = self._loop.create_task(self._tick_for_ever())
+        self._sweeping = self._loop.create_task(self._sweep_for_ever())
 
     async def plan(self, wanted: Submission) -> Outcome | AvatarError:
         """See Dispatching.plan."""
@@ -91,11 +103,10 @@ class Dispatcher:
         if self._fatal is not None:
             raise self._fatal
 
-    def _made(self, config: ServiceConfig) -> Dispatching:
-        calibration = load_calibration()
-        fleet = Fleet(config.pools, calibration=calibration, cpu_bytes=_memory_bytes())
+    def _made(self, config: ServiceConfig, store: JobStore) -> Dispatching:
+        fleet = Fleet(config.pools, calibration=load_calibration(), cpu_bytes=_memory_bytes())
         return Dispatching(
-            JobStore.take_over(config.data_dir / STORE_NAME, wall_clock=time.time),
+            store,
             fleet,
             DataDisk(config.data_dir, fleet.disk_bytes),
             VideoFiles(config.data_dir),
@@ -141,6 +152,11 @@ class Dispatcher:
         while True:
             await asyncio.sleep(_TICK_S)
             await self._done(self._dispatching.tick)
+
+    async def _sweep_for_ever(self) -> None:
+        while True:
+            await self._done(self._retention.sweep)
+            await asyncio.sleep(_SWEEP_EVERY_S)
 
 
 def _may_wait(answer: Answer) -> bool:

@@ -357,10 +357,9 @@ class Dispatching:
     def _ended(self, job: Job) -> None:
         self._stops.discard((job.id, job.attempt))
         self._disk.free(job.id)
+        self._videos.end(job.id)
         if job.state is JobState.COMPLETED:
             self._learn(job)
-        else:
-            self._videos.end(job.id)
         self._metrics.count(Metric.JOBS_ENDED, state=job.state.value)
         log.info("job ended", extra={"job": job.id, "state": job.state.value, "attempt": job.attempt})
 

@@ -19,7 +19,7 @@ from serve_app.planning.workload import WHOLE_SPEECH_SECONDS, Workload
 from serve_app.schemas.service import PoolConfig
 
 TINY_CHECKPOINT = "tiny"
-_CPU_TFLOPS = 0.03
+_CPU_TFLOPS = 0.1
 """What a core does of the tiny model's arithmetic, as a first guess: `Pace` corrects it from the first video on."""
 _PACE_WEIGHT = 0.3
 

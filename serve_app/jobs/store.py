@@ -113,6 +113,12 @@ class JobReader:
             rows = connection.execute(select(jobs).where(jobs.c.state.in_(states)).order_by(jobs.c.number))
             return [to_job(row) for row in rows.mappings()]
 
+    def ended_before(self, moment: float, *, limit: int) -> list[Job]:
+        """Returns jobs that ended before a moment in wall-clock seconds, the oldest first."""
+        wanted = select(jobs).where(jobs.c.finished_at < moment).order_by(jobs.c.finished_at).limit(limit)
+        with _transaction(self._engine) as connection:
+            return [to_job(row) for row in connection.execute(wanted).mappings()]
+
     def counts(self) -> dict[JobState, int]:
         """Returns how many jobs are in each state."""
         with _transaction(self._engine) as connection:
