@@ -11,7 +11,7 @@ from serve_app.jobs.submission import Submission
 from serve_app.planning.calibration import Calibration
 from serve_app.planning.cost import predict
 from serve_app.planning.feasibility import Alternative, Feasible, NeverFits, fits
-from serve_app.planning.hardware import KINDS, GpuKind, Gpus
+from serve_app.planning.hardware import GIB, KINDS, GpuKind, Gpus
 from serve_app.planning.host import host_budget
 from serve_app.planning.layout import ParallelLayout
 from serve_app.planning.network import PUBLISHED, TINY, DType, ModelDims
@@ -94,7 +94,8 @@ def _site(pool: PoolConfig, calibration: Calibration, cpu_bytes: int) -> _Site:
     layout = ParallelLayout.parse(pool.layout)
     if pool.gpu is None:
         threads = pool.threads_per_rank or max(1, round(pool.cpus_per_rank))
-        kind = GpuKind("cpu", cpu_bytes // layout.world_size, _CPU_TFLOPS * threads, 1e9)
+        shared_bytes = cpu_bytes if pool.cpu_memory_gib is None else round(pool.cpu_memory_gib * GIB)
+        kind = GpuKind("cpu", shared_bytes // layout.world_size, _CPU_TFLOPS * threads, 1e9)
     else:
         kind = KINDS[pool.gpu]
     return _Site(

@@ -40,6 +40,8 @@ class PoolConfig(Frozen):
     max_groups: int = Field(default=1, ge=1)
     cpus_per_rank: float = Field(default=1.0, ge=0)
     leader_cpus: float = Field(default=1.0, gt=0)
+    cpu_memory_gib: float | None = Field(default=None, gt=0)
+    """Without cards: memory that the ranks of a group share; None: all of the machine's."""
     threads_per_rank: int | None = Field(default=None, ge=1)
     """Compute threads of a rank; None: one for each of its CPUs."""
     spreads_over_nodes: bool = False
