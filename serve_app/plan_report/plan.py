@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from serve_app.plan_report.question import PlanQuestion, check_count, preset_layout
 from serve_app.planning.calibration import Calibration
 from serve_app.planning.cost import Prediction, predict
-from serve_app.planning.feasibility import Feasible, NeverFits, fits, layouts_for
+from serve_app.planning.feasibility import Feasible, NeverFits, fits, layouts_for, rank_budgets
 from serve_app.planning.host import HostBudget, host_budget
 from serve_app.planning.layout import ParallelLayout
 from serve_app.planning.network import PUBLISHED, DType
@@ -52,7 +52,7 @@ def _fastest(question: PlanQuestion, calibration: Calibration) -> ParallelLayout
     feasible = [
         layout
         for layout in layouts_for(work, gpus.count, num_heads=PUBLISHED.dit.num_heads)
-        if isinstance(fits(work, layout, gpus, calibration=calibration, dtype=DTYPE), Feasible)
+        if all(rank.is_enough for rank in rank_budgets(work, layout, gpus, calibration=calibration, dtype=DTYPE))
     ]
 
     def seconds(layout: ParallelLayout) -> tuple[float, int]:

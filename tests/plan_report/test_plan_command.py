@@ -16,8 +16,12 @@ from ray_cluster.inventory import Gpu
 from ray_cluster.nvml import NoGpus
 from serve_app.cli import main
 from serve_app.commands import plan as plan_command
+from serve_app.plan_report import plan as plan_module
 from serve_app.plan_report.matrix import as_matrix
 from serve_app.planning.calibration import load_calibration
+from serve_app.planning.feasibility import fits
+from serve_app.planning.layout import ParallelLayout
+from serve_app.planning.workload import Workload
 from tests.media.conftest import WriteWav, write_wav
 
 ROOT = Path(__file__).parents[2]
@@ -121,6 +125,21 @@ def test_without_a_layout_the_preset_of_the_machine_or_the_fastest_that_fits(
     capsys: pytest.CaptureFixture[str], gpus: str, layout: str
 ) -> None:
     assert Planned(capsys, "--gpus", gpus, "--json").json["layout"] == layout
+
+
+def test_alternatives_are_searched_for_the_layout_of_the_plan_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The search takes a second with many cards; the layouts that are compared are hundreds."""
+    judged: list[str] = []
+
+    def counted(work: Workload, layout: ParallelLayout, *arguments: Any, **options: Any) -> Any:
+        judged.append(str(layout))
+        return fits(work, layout, *arguments, **options)
+
+    monkeypatch.setattr(plan_module, "fits", counted)
+    assert Planned(capsys, "--gpus", "64xRTX5090", "--size", "1280*720", "--infer-frames", "480").exit_code == 3
+    assert judged == ["single"]
 
 
 def test_auto_plans_for_the_smallest_card_of_this_machine(
