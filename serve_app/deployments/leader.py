@@ -105,6 +105,7 @@ class Leader:
         self._end: End | None = None
         self._last: tuple[str, int] | None = None
         self._is_draining = False
+        self._is_gone = False
         self._changed = asyncio.Event()
         self._settled = asyncio.Event()
         self._settled.set()
@@ -134,6 +135,12 @@ class Leader:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._settled.wait(), timeout_s)
 
+    async def leave(self) -> None:
+        """Tells that the group is no more, so that nobody has to find out; a Dispatcher that is not there will."""
+        self._is_gone = True
+        with suppress(Exception):
+            await asyncio.wait_for(self._ask(self._report()), self._times.report_every_s)
+
     def tell(self) -> None:
         """Lets the next report come soon; from any thread."""
         self._loop.call_soon_threadsafe(self._changed.set)
@@ -156,16 +163,20 @@ class Leader:
         self._obey(told, answer)
 
     def _report(self) -> GroupReport:
-        condition = GroupCondition.DRAINING if self._is_draining else _CONDITIONS[self._group.state]
         return GroupReport(
             group=self._group.name,
             pool=self._workshop.pool,
-            condition=condition,
+            condition=self._condition(),
             run=None if self._attempt is None else self._attempt.run(),
             end=self._end,
             num_restarts=self._group.num_restarts,
             reason=self._group.last_reason,
         )
+
+    def _condition(self) -> GroupCondition:
+        if self._is_gone:
+            return GroupCondition.GONE
+        return GroupCondition.DRAINING if self._is_draining else _CONDITIONS[self._group.state]
 
     def _obey(self, told: GroupReport, answer: Answer) -> None:
         self.num_waiting = answer.num_waiting

@@ -60,6 +60,7 @@ class RenderGroup:
         """Finishes the video in work, as Serve takes this replica away; then ends the ranks."""
         await self._leader.drain(timeout_s=self._times.drain_s)
         self._reporting.cancel()
+        await self._leader.leave()
         await asyncio.to_thread(self._group.stop)
 
     async def _ask(self, told: GroupReport) -> Answer:

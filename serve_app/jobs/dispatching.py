@@ -232,7 +232,7 @@ class Dispatching:
         """Brings the ledger's view of a group up to what its leader says."""
         name, known = told.group, self._ledger.groups.get(told.group)
         match told.condition:
-            case GroupCondition.FAILED:
+            case GroupCondition.FAILED | GroupCondition.GONE:
                 self._lose_group(name)
             case GroupCondition.DRAINING:
                 if known is not None:

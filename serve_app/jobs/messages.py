@@ -12,13 +12,14 @@ from serve_app.jobs.job import Document, JobError
 
 
 class GroupCondition(enum.StrEnum):
-    """What a group can do now. DRAINING: it finishes its job and takes no other."""
+    """What a group can do now. DRAINING: it finishes its job and takes no other. GONE: this is its last report."""
 
     STARTING = "starting"
     READY = "ready"
     BUSY = "busy"
     DRAINING = "draining"
     FAILED = "failed"
+    GONE = "gone"
 
 
 @dataclass(frozen=True)
