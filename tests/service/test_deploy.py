@@ -1,0 +1,154 @@
+"""`serve deploy`: a fleet from YAML; what is deployed anew, or taken away, finishes what it works on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psutil
+import pytest
+import yaml
+from pydantic import BaseModel
+from ray.serve.schema import ServeDeploySchema
+
+from serve_app.app import build_app
+from serve_app.errors import InvalidRequestError
+from serve_app.jobs.store import JobReader
+from tests.end_to_end.conftest import environment
+from tests.service.conftest import READY_S, Server
+
+FLEET = Path(__file__).parents[2] / "serve_app" / "samples" / "fleet.yaml"
+BIN = Path(sys.executable).parent
+LONG_S = 16.0
+
+
+def unknown_keys(written: object, schema: type[BaseModel], *, at: str = "") -> list[str]:
+    """Returns the keys that Ray's schema would silently leave out."""
+    if not isinstance(written, Mapping):
+        return []
+    found = [f"{at}{key}" for key in written if key not in schema.model_fields]
+    for name, field in schema.model_fields.items():
+        inner = [kind for kind in getattr(field.annotation, "__args__", (field.annotation,)) if is_schema(kind)]
+        values = written.get(name)
+        for value in values if isinstance(values, list) else [values]:
+            found += [key for kind in inner for key in unknown_keys(value, kind, at=f"{at}{name}.")]
+    return found
+
+
+def is_schema(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def test_the_fleet_of_the_samples_is_what_ray_and_the_service_accept() -> None:
+    fleet = yaml.safe_load(FLEET.read_text())
+    assert unknown_keys(fleet, ServeDeploySchema) == []
+    assert unknown_keys({**fleet, "route_prefx": "/"}, ServeDeploySchema) == ["route_prefx"]
+    (application,) = ServeDeploySchema.model_validate(fleet).applications
+    assert application.import_path == "serve_app.app:build_app"
+    assert build_app(application.args) is not None
+
+
+def test_a_service_that_would_let_everybody_in_says_so_or_does_not_start(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequestError, match="allow_anonymous"):
+        build_app({"data_dir": str(tmp_path)})
+    with pytest.raises(InvalidRequestError, match="pool"):
+        build_app({"data_dir": str(tmp_path), "allow_anonymous": True, "pool": []})
+
+
+@contextmanager
+def ray_head(folder: Path, environ: dict[str, str]) -> Iterator[str]:
+    """A Ray of the test's own, with the dashboard that `serve deploy` talks to; yields its address."""
+    port = Server(folder, folder).port
+    command = [BIN / "ray", "start", "--head", "--block", "--port=0", "--num-cpus=8", f"--temp-dir={folder}"]
+    command += ["--include-dashboard=true", f"--dashboard-port={port}", "--dashboard-host=127.0.0.1"]
+    with (folder / "head.log").open("w") as log:
+        head = subprocess.Popen(command, env=environ, stdout=log, stderr=log, start_new_session=True)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        wait_for_answer(f"{address}/api/version")
+        yield address
+    finally:
+        everything = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
+        os.killpg(head.pid, signal.SIGTERM)
+        head.wait(READY_S)
+        for process in psutil.wait_procs(everything, timeout=5)[1]:
+            with suppress(psutil.Error):
+                process.kill()
+
+
+def wait_for_answer(url: str) -> None:
+    deadline = time.monotonic() + READY_S
+    while time.monotonic() < deadline:
+        with suppress(httpx2.HTTPError):
+            if httpx2.get(url, timeout=5).status_code == 200:
+                return
+        time.sleep(0.2)
+    raise AssertionError(f"{url} does not answer within {READY_S} s")
+
+
+class Deployment:
+    """An application that is deployed again and again."""
+
+    def __init__(self, folder: Path, address: str, environ: dict[str, str]) -> None:
+        self.server = Server(folder, folder)
+        self._address, self._environ = address, environ
+
+    def deploy(self, pools: list[dict[str, Any]]) -> None:
+        folder = self.server.folder
+        (folder / "data").mkdir(exist_ok=True)
+        application = {
+            "name": "live-avatar",
+            "route_prefix": "/",
+            "import_path": "serve_app.app:build_app",
+            "args": {"data_dir": str(folder / "data"), "allow_anonymous": True, "pools": pools},
+        }
+        http = {"host": "127.0.0.1", "port": self.server.port}
+        config = {"proxy_location": "HeadOnly", "http_options": http, "applications": [application]}
+        (folder / "app.yaml").write_text(yaml.safe_dump(config))
+        command = [BIN / "serve", "deploy", "-a", self._address, str(folder / "app.yaml")]
+        done = subprocess.run(command, env=self._environ, capture_output=True, text=True, timeout=READY_S)
+        assert done.returncode == 0, done.stderr
+
+    def groups(self) -> dict[str, str]:
+        """Returns the condition of every group; nothing while the service does not answer."""
+        with suppress(httpx2.HTTPError, ValueError, KeyError):
+            pools = self.server.client.get("/v1/capacity").json()["pools"]
+            return {group["name"]: group["condition"] for pool in pools for group in pool["groups"]}
+        return {}
+
+    def until_groups(self, is_so: Any) -> dict[str, str]:
+        deadline = time.monotonic() + READY_S
+        while not is_so(groups := self.groups()):
+            assert time.monotonic() < deadline, groups
+            time.sleep(0.1)
+        return groups
+
+
+def test_redeploying_and_scaling_down_lose_nothing(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> None:
+    folder = tmp_path_factory.mktemp("r")
+    environ = {**environment(cache), "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    pool = {"name": "tiny", "model": "live-avatar-tiny", "leader_cpus": 0.1, "cpus_per_rank": 0.5}
+    with ray_head(folder, environ) as address:
+        deployment = Deployment(folder, address, environ)
+        server = deployment.server
+        deployment.deploy([{**pool, "min_groups": 2, "max_groups": 2}])
+        before = deployment.until_groups(lambda groups: list(groups.values()) == ["ready"] * 2)
+        videos = [server.create(seconds=LONG_S) for _ in range(2)] + [server.create()]
+        for video in videos[:2]:
+            server.until(video["id"], lambda now: now["progress"] >= 2)
+        deployment.deploy([{**pool, "min_groups": 1, "max_groups": 1}])
+        ended = [server.ended(video["id"]) for video in videos]
+        assert [video["status"] for video in ended] == ["completed"] * 3
+        after = deployment.until_groups(lambda groups: list(groups.values()) == ["ready"])
+        assert not after.keys() & before.keys()
+    reader = JobReader.open(folder / "data" / "jobs.sqlite3")
+    assert [reader.get(video["id"]).attempt for video in videos] == [1, 1, 1]
+    reader.close()
