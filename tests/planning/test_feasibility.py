@@ -40,12 +40,11 @@ def gib(size: Size, part: str, *, layout: str = "single", steps: int = 4) -> flo
     return next(one.num_bytes for one in (*memory.parts, *memory.phases) if one.name == part) / GIB
 
 
-def test_keys_and_values_of_a_thousand_tokens() -> None:
-    size = Size(1600, 160)
-    assert size.tokens_per_frame == 1000
-    per_token = 2 * 5120 * 40 * 2 / GIB
-    assert 12 * 1000 * per_token == pytest.approx(9.155, abs=0.001)
-    assert 2.5 * 1000 * per_token == pytest.approx(1.907, abs=0.001)
+@pytest.mark.parametrize("size", [HD, Size(384, 256), Size(1280, 704)], ids=str)
+@pytest.mark.parametrize(("part", "expected"), [("KV cache", 9.155), ("sink", 1.907)])
+def test_keys_and_values_of_a_thousand_tokens(size: Size, part: str, expected: float) -> None:
+    per_thousand = gib(size, part, steps=1) * 1000 / size.tokens_per_frame
+    assert per_thousand == pytest.approx(expected, abs=0.001)
 
 
 @pytest.mark.parametrize(
