@@ -89,7 +89,9 @@ def fit(points: Sequence[Point], origin: Origin, *, base: Calibration) -> Calibr
 
 
 def leave_one_out(points: Sequence[Point]) -> list[LeftOut]:
-    """Returns for every point the error of what is fitted to the others; needs two points."""
+    """Returns for every point the error of what is fitted to the others; nothing for a point without others."""
+    if len(points) < 2:
+        return []
     found = []
     for index, point in enumerate(points):
         others = [*points[:index], *points[index + 1 :]]
