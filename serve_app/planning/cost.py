@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from serve_app.planning.calibration import Calibration
 from serve_app.planning.geometry import FRAMES_PER_BLOCK, LATENT_FRAMES_PER_BLOCK, Size
-from serve_app.planning.hardware import GpuKind
+from serve_app.planning.hardware import GpuKind, is_called
 from serve_app.planning.layout import ParallelLayout, share
 from serve_app.planning.network import ELEMENT_BYTES, PUBLISHED, DiTDims, DType, ModelDims, SpeechEncoderDims
 from serve_app.planning.vae_network import (
@@ -99,7 +99,7 @@ class _Clock:
     def _compute_seconds(self) -> float:
         tflop = call_flops(self.work, self.dims.dit) / 1e12 / self.layout.ulysses
         measured = self.calibration.step_seconds
-        if measured and self.layout.ulysses == 1 and self.gpu.name.upper() in self.calibration.gpu.upper():
+        if measured and self.layout.ulysses == 1 and is_called(self.gpu, self.calibration.gpu):
             return interpolated(measured, tflop)
         return tflop / (self.gpu.tflops * self.calibration.dit_efficiency)
 

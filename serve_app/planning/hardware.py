@@ -93,11 +93,23 @@ def parse_gpus(text: str) -> Gpus:
 
 def measured_kind(name: str, total_bytes: int) -> GpuKind:
     """Returns the kind of a card that was seen: its measured memory, and the speed of the known card of its name."""
-    spelled = re.sub(r"[^A-Z0-9]", "", name.upper())
+    spelled = _spelled(name)
     known = next((kind for kind in _NAMED if kind.name in spelled), None)
     if known is None:
         return GpuKind(name, total_bytes, _GENERIC_TFLOPS, _PCIE4)
     return GpuKind(name, total_bytes, known.tflops, known.link_bytes_per_second)
+
+
+def is_called(kind: GpuKind, name: str) -> bool:
+    """Returns whether a driver's name is of a card of this kind: a "NVIDIA GeForce RTX 4090" is an RTX4090.
+
+    Of no card of a memory class: what was measured on an H100 of 80 GB does not hold for every card of 80 GB.
+    """
+    return kind not in _BY_MEMORY and _spelled(kind.name) in _spelled(name)
+
+
+def _spelled(name: str) -> str:
+    return re.sub(r"[^A-Z0-9]", "", name.upper())
 
 
 def _invalid(message: str, remedy: str) -> InvalidRequestError:

@@ -69,6 +69,23 @@ def test_measured_calls_win_over_efficiency_on_their_own_card() -> None:
     assert time.kind == "measured"
 
 
+@pytest.mark.parametrize(
+    ("gpu", "name", "is_measured"),
+    [
+        ("RTX4090", "NVIDIA GeForce RTX 4090", True),
+        ("RTXA6000", "NVIDIA RTX A6000", True),
+        ("A100", "NVIDIA A100-SXM4-80GB", True),
+        ("H100", "NVIDIA A100-SXM4-80GB", False),
+        ("80", "NVIDIA H100 80GB HBM3", False),
+        ("80", "", False),
+    ],
+)
+def test_measured_calls_are_those_of_the_card_of_that_name(gpu: str, name: str, *, is_measured: bool) -> None:
+    measured = replace(CALIBRATION, kind="measured", gpu=name, step_seconds=((100.0, 7.0),))
+    time = predict(WORK, ParallelLayout(), KINDS[gpu], dtype="bfloat16", calibration=measured)
+    assert (time.call_seconds > 7) == is_measured
+
+
 @pytest.mark.parametrize(("x", "y"), [(10, 1), (5, 0.5), (20, 3), (15, 2), (40, 6)])
 def test_points_are_joined_by_lines_and_scaled_beyond_them(x: float, y: float) -> None:
     assert interpolated(((20, 3), (10, 1)), x) == pytest.approx(y)
