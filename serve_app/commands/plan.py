@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 
 from ray_cluster.inventory import local_gpus
-from ray_cluster.nvml import NoGpus
-from serve_app.commands.layout_flags import add_layout, given_layout
+from ray_cluster.nvml import GpuReadError, NoGpus
+from serve_app.commands.layout_flags import LAYOUT_FLAGS, add_layout, given_layout
 from serve_app.errors import InvalidRequestError
 from serve_app.plan_report.matrix import as_matrix
 from serve_app.plan_report.plan import make_plan
@@ -48,6 +48,7 @@ def _plan(options: argparse.Namespace) -> int:
     """Prints the plan; exit code 3 when the video never fits."""
     calibration = load_calibration(options.calibration)
     if options.matrix:
+        _check_alone(options)
         print(as_matrix(calibration))
         return 0
     given = {name: value for name in REQUEST_FIELDS if (value := getattr(options, name, None)) is not None}
@@ -59,12 +60,31 @@ def _plan(options: argparse.Namespace) -> int:
     return NEVER_FITS if isinstance(plan.verdict, NeverFits) else 0
 
 
+def _check_alone(options: argparse.Namespace) -> None:
+    """Raises InvalidRequestError when a flag is given beside --matrix that would change nothing."""
+    given = [name for name in (*REQUEST_FIELDS, "layout", *LAYOUT_FLAGS) if getattr(options, name, None) is not None]
+    given += ["gpus"] * (options.gpus != AUTO) + ["json"] * options.json
+    if given:
+        raise InvalidRequestError(
+            f"{', '.join(f'--{name}' for name in given).replace('_', '-')} beside --matrix, which shows the usual sizes "
+            "on the usual machines, as Markdown",
+            remedy="give --matrix alone or with --calibration; leave it out to plan one video",
+            param="matrix",
+        )
+
+
 def _inventory() -> Gpus:
     """Returns the cards of this machine; the smallest stands for all. Raises InvalidRequestError where none are."""
-    found = local_gpus()
+    try:
+        found = local_gpus()
+    except GpuReadError as error:
+        raise _not_auto(str(error)) from error
     if isinstance(found, NoGpus):
-        raise InvalidRequestError(
-            f"gpus {AUTO}: {found.reason}", remedy="name the cards to plan for, for example --gpus 4x24", param="gpus"
-        )
+        raise _not_auto(found.reason)
     smallest = min(found, key=lambda gpu: gpu.total_bytes)
     return Gpus(len(found), measured_kind(smallest.kind, smallest.total_bytes))
+
+
+def _not_auto(reason: str) -> InvalidRequestError:
+    remedy = "name the cards to plan for, for example --gpus 4x24"
+    return InvalidRequestError(f"gpus {AUTO}: {reason}", remedy=remedy, param="gpus")

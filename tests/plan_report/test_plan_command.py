@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from ray_cluster.inventory import Gpu
-from ray_cluster.nvml import NoGpus
+from ray_cluster.nvml import GpuReadError, NoGpus
 from serve_app.cli import main
 from serve_app.commands import plan as plan_command
 from serve_app.plan_report import plan as plan_module
@@ -92,6 +92,10 @@ def test_what_is_offered_is_a_plan_that_fits(capsys: pytest.CaptureFixture[str])
         (["--layout", "ulysses=3"], "ulysses=3 does not divide the model's 40 attention heads"),
         (["--num_gpus_dit", "3", "--ulysses_size", "3"], "use num_gpus_dit=3, ulysses_size=1"),
         (["--layout", "stages=8"], "layout stages=8 has 8 ranks, but 4x24 is 4 cards; use a layout of 4 ranks"),
+        (
+            ["--gpus", "1x24", "--layout", "vae=1"],
+            "has 2 ranks, but 1x24 is 1 card; use a layout of 1 rank, or --gpus 2",
+        ),
         (["--gpus", "4x99"], "'99' is no known card"),
         (["--image", "absent.png"], "absent.png"),
         (["--calibration", "absent.json"], "absent.json is no calibration"),
@@ -161,6 +165,18 @@ def test_auto_without_cards_asks_for_a_name(
     assert planned.err == "live-avatar: gpus auto: no driver; name the cards to plan for, for example --gpus 4x24\n"
 
 
+def test_auto_on_a_card_that_does_not_answer_asks_for_a_name(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost() -> NoGpus:
+        raise GpuReadError("GPU 0 (H100): NVML says: GPU is lost")
+
+    monkeypatch.setattr(plan_command, "local_gpus", lost)
+    planned = Planned(capsys, "--gpus", "auto")
+    assert planned.exit_code == 2
+    assert "GPU is lost; name the cards to plan for" in planned.err
+
+
 def test_neither_torch_nor_ray_is_imported() -> None:
     program = (
         "import sys\nfrom serve_app.cli import main\nmain(['plan', '--gpus', '4x24'])\n"
@@ -178,3 +194,21 @@ def test_the_matrix_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     planned = Planned(capsys, "--matrix")
     assert planned.exit_code == 0
     assert planned.out == as_matrix(load_calibration()) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--json"], "--json"),
+        (["--gpus", "1x24"], "--gpus"),
+        (["--size", "64*64", "--num-clip", "1"], "--size, --num-clip"),
+        (["--offload-model"], "--offload-model"),
+        (["--layout", "single"], "--layout"),
+    ],
+)
+def test_a_flag_that_the_matrix_would_ignore_is_refused(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], named: str
+) -> None:
+    planned = Planned(capsys, "--matrix", *arguments)
+    assert (planned.exit_code, planned.out) == (2, "")
+    assert planned.err.startswith(f"live-avatar: {named} beside --matrix, ")
