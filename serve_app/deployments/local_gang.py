@@ -15,7 +15,7 @@ from ray_cluster.errors import ClusterError
 from ray_cluster.gang import GangSpec
 from ray_cluster.inventory import local_gpus
 from ray_cluster.local import local_cluster
-from ray_cluster.nvml import NoGpus
+from ray_cluster.nvml import GpuReadError, NoGpus
 from ray_cluster.replica_group import ReplicaGroup
 from ray_cluster.restart_budget import RestartPolicy
 from serve_app.deployments.gang_source import GangSource, as_avatar_error, gang_spec, gang_timeouts, wait_ready
@@ -25,6 +25,7 @@ from serve_app.rendering.frames import IsCancelled
 from serve_app.rendering.import_path import check_model_packages
 from serve_app.schemas.config import AppConfig
 from serve_app.task import FrameBlock, RenderTask
+from serve_app.troubleshooting import remedy_for
 
 _SPARE_CPUS = 4
 """Of the private Ray, beside one per rank: CPUs there are tickets, not cores."""
@@ -112,8 +113,16 @@ class LocalGangSource:
 
 
 def usable_gpus(cuda_visible_devices: str | None) -> int:
-    """Returns how many GPUs this process may use: those of the machine, less what CUDA's variable hides."""
-    gpus = local_gpus()
+    """Returns how many GPUs this process may use: those of the machine, less what CUDA's variable hides.
+
+    Raises GangFailedError when one does not answer.
+    """
+    try:
+        gpus = local_gpus()
+    except GpuReadError as error:
+        raise GangFailedError(
+            str(error), remedy=remedy_for(str(error)) or "`live-avatar doctor` looks further"
+        ) from error
     if isinstance(gpus, NoGpus):
         return 0
     if cuda_visible_devices is None:

@@ -15,8 +15,11 @@ import pytest
 from ray_cluster.bundles import GroupBundles
 from ray_cluster.errors import FailureKind, RankFailedError
 from ray_cluster.local import LocalCluster
+from ray_cluster.nvml import GpuReadError, NoGpus
 from ray_cluster.replica_group import GroupState, ReplicaGroup
+from serve_app.deployments import local_gang
 from serve_app.deployments.gang_source import BlockTimes, GangSource, as_avatar_error, gang_spec
+from serve_app.deployments.local_gang import usable_gpus
 from serve_app.errors import (
     AvatarError,
     CheckpointError,
@@ -253,3 +256,12 @@ def test_a_consumer_that_sleeps_longer_than_every_deadline_gets_its_video(
         time.sleep(4 * hasty.message_s)  # what is tested is that time passes
         made += blocks
     assert [block.index for block in made] == list(range(20))
+
+
+def test_a_gpu_of_this_machine_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost() -> NoGpus:
+        raise GpuReadError("GPU 0 (H100): NVML says: GPU is lost")
+
+    monkeypatch.setattr(local_gang, "local_gpus", lost)
+    with pytest.raises(GangFailedError, match=r"GPU 0 \(H100\): NVML says: GPU is lost; restart the machine"):
+        usable_gpus(None)
