@@ -65,9 +65,9 @@ def _check_alone(options: argparse.Namespace) -> None:
     given = [name for name in (*REQUEST_FIELDS, "layout", *LAYOUT_FLAGS) if getattr(options, name, None) is not None]
     given += ["gpus"] * (options.gpus != AUTO) + ["json"] * options.json
     if given:
+        named = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise InvalidRequestError(
-            f"{', '.join(f'--{name}' for name in given).replace('_', '-')} beside --matrix, which shows the usual sizes "
-            "on the usual machines, as Markdown",
+            f"{named} beside --matrix, which shows the usual sizes on the usual machines, as Markdown",
             remedy="give --matrix alone or with --calibration; leave it out to plan one video",
             param="matrix",
         )
