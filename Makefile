@@ -13,8 +13,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 # One stamp per interpreter: another PYTHON makes a new .venv.
 STAMP := $(VENV)/.installed-$(notdir $(PYTHON))
-SAMPLES := serve_app/samples
-ONE_BY_ONE := tests/ray_cluster tests/deployments tests/end_to_end
+ONE_BY_ONE := tests/ray_cluster tests/deployments tests/end_to_end tests/service
 
 help: ## List the commands
 	@sed -En 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 24
@@ -44,9 +43,8 @@ system-packages: # The tests need ffmpeg and espeak-ng: installed when that is a
 	fi
 	echo "Please install" $$missing "with the system's package manager: tests need it, rendering does not." >&2
 
-demo: install ## Render a talking video from the built-in samples with the built-in tiny model
-	@$(BIN)/live-avatar render --image $(SAMPLES)/portrait.png --audio $(SAMPLES)/speech.wav \
-		--prompt "$$(cat $(SAMPLES)/prompt.txt)" --out outputs/demo.mp4
+demo: install ## Start the service with the tiny model, send it the built-in samples, save the video, stop
+	@$(BIN)/live-avatar demo --out outputs/demo.mp4
 
 check: install ## Lint, format, types and import contracts
 	@$(BIN)/ruff check

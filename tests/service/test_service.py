@@ -6,8 +6,13 @@ import base64
 import io
 import json
 import math
+import re
+import shlex
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import av
@@ -18,6 +23,7 @@ import pytest
 from tests.service.conftest import PROMPT, Server, portrait, voice
 
 BLOCK_FRAMES = 12
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
 
 def frames_of(mp4: bytes) -> int:
@@ -187,6 +193,21 @@ def test_the_openai_client_works_unmodified(server: Server) -> None:
     assert client.videos.delete(video.id).deleted
     with pytest.raises(openai.NotFoundError):
         client.videos.retrieve(video.id)
+
+
+def test_the_commands_of_the_readme_work(server: Server, tmp_path: Path) -> None:
+    serving = README.split("\n## Serve\n", 1)[1].split("\n## ", 1)[0]
+    ours = str(server.client.base_url).rstrip("/")
+    (curl,) = re.findall(r"^```sh\n(curl .*)\n```$", serving, flags=re.MULTILINE)
+    (python,) = re.findall(r"^```python\n(.*?)^```$", serving, flags=re.MULTILINE | re.DOTALL)
+    (tmp_path / "me.png").write_bytes(portrait())
+    (tmp_path / "voice.wav").write_bytes(voice(0.6))
+    curl = curl.replace("http://127.0.0.1:8000", ours)
+    created = subprocess.run(shlex.split(curl), cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60)
+    assert server.ended(json.loads(created.stdout)["id"])["status"] == "completed"
+    script = python.replace("http://127.0.0.1:8000", ours)
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, timeout=120)
+    assert frames_of((tmp_path / "video.mp4").read_bytes()) == 15
 
 
 def test_a_sync_request_answers_the_video_itself(server: Server) -> None:
