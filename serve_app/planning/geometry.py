@@ -236,8 +236,13 @@ class BlockPosition:
         return self.index * LATENT_FRAMES_PER_BLOCK
 
 
-def plan_timeline(*, audio_samples: int, sample_rate: int, num_clip: int | None, infer_frames: int) -> Timeline:
-    """Returns the timeline: round(25 * min(audio seconds, num_clip * infer_frames / 25)) frames, at least 1."""
-    audio_frames = round(Fraction(FPS * audio_samples, sample_rate))
-    cap = audio_frames if num_clip is None else num_clip * infer_frames
-    return Timeline(num_frames=max(1, min(audio_frames, cap)), infer_frames=infer_frames)
+def plan_timeline(
+    *, audio_samples: int, sample_rate: int, num_clip: int | None, infer_frames: int, max_seconds: float | None = None
+) -> Timeline:
+    """Returns round(25 * the least of audio, num_clip * infer_frames / 25 and max_seconds) frames, 1 or more."""
+    limits = [round(Fraction(FPS * audio_samples, sample_rate))]
+    if num_clip is not None:
+        limits.append(num_clip * infer_frames)
+    if max_seconds is not None:
+        limits.append(round(FPS * Fraction(max_seconds)))
+    return Timeline(num_frames=max(1, min(limits)), infer_frames=infer_frames)

@@ -5,17 +5,45 @@ from __future__ import annotations
 import html
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import ftfy
 
 from serve_app.errors import InvalidRequestError, shown
 from serve_app.media.audio import read_speech
 from serve_app.media.image import fit_portrait, load_portrait
-from serve_app.media.probe import QualityWarning, length_warnings, quality_warnings, settings_warnings
-from serve_app.planning.geometry import Size, effective_size, plan_timeline
+from serve_app.media.probe import (
+    QualityWarning,
+    SpeechFacts,
+    length_warnings,
+    quality_warnings,
+    settings_warnings,
+)
+from serve_app.planning.geometry import FPS, Size, Timeline, effective_size, plan_timeline
+from serve_app.planning.workload import Workload
 from serve_app.schemas.config import AppConfig
 from serve_app.schemas.render import RenderSpec
 from serve_app.task import RenderTask
+
+
+class VoiceFacts(SpeechFacts, Protocol):
+    """What is known of a voice once it is read, its length too (`audio.Speech` is one)."""
+
+    @property
+    def num_samples(self) -> int: ...
+    @property
+    def seconds(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class VideoFacts:
+    """What a video will be: known before anything of it is made, from its spec and facts about its inputs."""
+
+    prompt: str
+    size: Size
+    timeline: Timeline
+    work: Workload
+    warnings: tuple[QualityWarning, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,35 +61,65 @@ def read_inputs(spec: RenderSpec, *, config: AppConfig) -> RenderInputs:
     Raises InputNotFoundError, UnsupportedMediaError or InvalidRequestError: whatever is wrong with a request is
     found here, before the model is touched.
     """
-    prompt = _prompt(spec.prompt)
+    check_prompt(spec.prompt)
     portrait = load_portrait(Path(spec.image), limits=config.image)
     portrait_size = Size(width=portrait.shape[1], height=portrait.shape[0])
-    size = effective_size(portrait_size, spec.size, spec.fit)
+    effective_size(portrait_size, spec.size, spec.fit)
     speech = read_speech(Path(spec.audio), limits=config.audio)
+    video = describe(spec, portrait=portrait_size, speech=speech)
+    task = RenderTask(
+        prompt=video.prompt,
+        image=fit_portrait(portrait, size=video.size, fit=spec.fit),
+        speech=speech.samples,
+        timeline=video.timeline,
+        sample_steps=spec.sample_steps,
+        seed=spec.seed,
+        replace_reference=spec.enable_online_decode,
+    )
+    return RenderInputs(task=task, sound=Path(spec.audio), warnings=video.warnings)
+
+
+def describe(spec: RenderSpec, *, portrait: Size, speech: VoiceFacts) -> VideoFacts:
+    """Returns what the video of a spec will be; raises InvalidRequestError for a prompt or a size that cannot be."""
+    prompt = check_prompt(spec.prompt)
+    size = effective_size(portrait, spec.size, spec.fit)
     timeline = plan_timeline(
         audio_samples=speech.num_samples,
         sample_rate=speech.sample_rate,
         num_clip=spec.num_clip,
         infer_frames=spec.infer_frames,
+        max_seconds=spec.max_seconds,
     )
-    task = RenderTask(
-        prompt=prompt,
-        image=fit_portrait(portrait, size=size, fit=spec.fit),
-        speech=speech.samples,
-        timeline=timeline,
+    work = Workload(
+        size=size,
+        infer_frames=spec.infer_frames,
         sample_steps=spec.sample_steps,
-        seed=spec.seed,
-        replace_reference=spec.enable_online_decode,
+        num_frames=timeline.num_frames,
+        speech_seconds=speech.seconds,
     )
     warnings = (
-        *quality_warnings(portrait=portrait_size, speech=speech, prompt=prompt),
+        *quality_warnings(portrait=portrait, speech=speech, prompt=prompt),
         *settings_warnings(spec),
-        *length_warnings(video_seconds=timeline.seconds, speech_seconds=speech.seconds, num_clip=spec.num_clip),
+        *_cut_warnings(spec, timeline, speech),
     )
-    return RenderInputs(task=task, sound=Path(spec.audio), warnings=warnings)
+    return VideoFacts(prompt=prompt, size=size, timeline=timeline, work=work, warnings=warnings)
 
 
-def _prompt(written: str) -> str:
+def _cut_warnings(spec: RenderSpec, timeline: Timeline, speech: VoiceFacts) -> tuple[QualityWarning, ...]:
+    """Warns of a voice that is cut, and names what cuts it."""
+    by_clips = spec.num_clip is not None and timeline.num_frames == spec.num_clip * spec.infer_frames
+    if spec.max_seconds is None or by_clips:
+        return length_warnings(video_seconds=timeline.seconds, speech_seconds=speech.seconds, num_clip=spec.num_clip)
+    if speech.seconds - timeline.seconds < 1 / FPS:
+        return ()
+    message = (
+        f"seconds {spec.max_seconds:g} ends the video after {timeline.seconds:.2f} s of {speech.seconds:.2f} s of audio"
+    )
+    return (QualityWarning("cut_audio", message),)
+
+
+def check_prompt(written: str) -> str:
+    """Returns a prompt cleaned; raises InvalidRequestError for a blank one."""
     cleaned = clean_prompt(written)
     if not cleaned:
         raise InvalidRequestError(

@@ -44,13 +44,15 @@ NumClip = Annotated[int, Field(ge=1, le=100_000), BeforeValidator(_number)]
 InferFrames = Annotated[int, AfterValidator(_infer_frames), BeforeValidator(_number)]
 SampleSteps = Annotated[int, Field(ge=1, le=MAX_SAMPLE_STEPS), BeforeValidator(_number)]
 Seed = Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(_number)]
+Seconds = Annotated[float, Field(gt=0, le=100_000, allow_inf_nan=False), BeforeValidator(_number)]
 
 
 class RenderSpec(Frozen):
     """Where the inputs are and how the video shall be; nothing in it depends on the machine.
 
-    `size` is an area cap with fit "area" and the exact size with fit "exact". `num_clip` None: the audio decides
-    the length. `enable_online_decode` replaces the portrait by the first generated frame after the first clip.
+    `size` is an area cap with fit "area" and the exact size with fit "exact". `num_clip` and `max_seconds` end the
+    video before its audio does; None: the audio decides. `enable_online_decode` replaces the portrait by the first
+    generated frame after the first clip.
     """
 
     image: str = Field(min_length=1)
@@ -63,6 +65,7 @@ class RenderSpec(Frozen):
     sample_steps: SampleSteps = DEFAULT_SAMPLE_STEPS
     seed: Seed = DEFAULT_SEED
     enable_online_decode: bool = True
+    max_seconds: Seconds | None = None
 
     @classmethod
     def from_request(cls, **values: Any) -> Self:  # noqa: ANN401  (the values are what this method checks)
@@ -70,17 +73,18 @@ class RenderSpec(Frozen):
         try:
             return cls(**values)
         except ValidationError as error:
-            raise _invalid(error) from error
+            raise invalid_field(error, known=cls.model_fields) from error
 
 
-def _invalid(error: ValidationError) -> InvalidRequestError:
+def invalid_field(error: ValidationError, *, known: Collection[str]) -> InvalidRequestError:
+    """Returns the first thing that is wrong, for people; `known` are the fields that there are."""
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"])
     match first["type"]:
         case "missing":
             message, remedy = f"{name} is missing", f"give {name}"
         case "extra_forbidden":
-            return unknown_field(name, RenderSpec.model_fields)
+            return unknown_field(name, known)
         case "string_unicode":
             message = f"{name} {shown(first['input'])} is not UTF-8"
             remedy = f"write {name} in UTF-8; rename a file whose name is not"

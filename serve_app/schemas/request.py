@@ -8,7 +8,9 @@ from serve_app.errors import InvalidRequestError, shown
 from serve_app.schemas.presets import find_preset
 from serve_app.schemas.render import RenderSpec, unknown_field
 
-REQUEST_FIELDS = (*RenderSpec.model_fields, "preset", "sample_guide_scale")
+_SET_BY_API = "max_seconds"
+REQUEST_FIELDS = (*(name for name in RenderSpec.model_fields if name != _SET_BY_API), "preset", "sample_guide_scale")
+"""What users write; HTTP has further fields, of which one, `seconds`, becomes `max_seconds` among the defaults."""
 
 
 def complete(given: Mapping[str, object], *, defaults: Mapping[str, object]) -> RenderSpec:

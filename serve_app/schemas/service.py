@@ -118,6 +118,9 @@ class ServiceConfig(AppConfig):
     data_dir: Path
     pools: tuple[PoolConfig, ...] = (PoolConfig(name="tiny", model="live-avatar-tiny"),)
     allow_anonymous: bool = False
+    allowed_hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "[::1]")
+    """Names and addresses under which clients may reach the API, without port; "*": any. Web pages of other names
+    cannot use the service through a visitor's browser."""
     control_resource: str | None = Field(default=None, pattern=NAME)
     """A custom resource of Ray that only the node has on which Dispatcher and API shall run; None: any node."""
     ingress_replicas: int = Field(default=1, ge=1)

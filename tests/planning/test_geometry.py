@@ -296,6 +296,19 @@ def test_num_clip_caps_the_length(num_clip: int, infer_frames: int, num_frames: 
     assert timeline.num_frames == num_frames
 
 
+@pytest.mark.parametrize(
+    ("max_seconds", "num_clip", "num_frames"),
+    [(1.0, None, 25), (0.5, None, 12), (0.001, None, 1), (9.0, None, 100), (3.0, 1, 48), (1.0, 1, 25)],
+)
+def test_the_least_of_audio_clips_and_seconds_is_the_length(
+    max_seconds: float, num_clip: int | None, num_frames: int
+) -> None:
+    timeline = plan_timeline(
+        audio_samples=64_000, sample_rate=16_000, num_clip=num_clip, infer_frames=48, max_seconds=max_seconds
+    )
+    assert timeline.num_frames == num_frames
+
+
 def test_audio_that_fills_its_clips_gets_no_empty_one() -> None:
     timeline = plan_timeline(audio_samples=2 * 48 * 640, sample_rate=16_000, num_clip=None, infer_frames=48)
     assert [block.clip for block in timeline.blocks()] == [0, 0, 0, 0, 1, 1, 1, 1]

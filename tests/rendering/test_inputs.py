@@ -10,8 +10,10 @@ import pytest
 from PIL import Image
 
 from serve_app.errors import AvatarError, InputNotFoundError, InvalidRequestError, UnsupportedMediaError
+from serve_app.media.audio import read_speech
 from serve_app.planning.geometry import Size, Timeline
-from serve_app.rendering.inputs import clean_prompt, read_inputs
+from serve_app.planning.workload import Workload
+from serve_app.rendering.inputs import clean_prompt, describe, read_inputs
 from serve_app.schemas.config import AppConfig
 from serve_app.schemas.render import RenderSpec
 from tests.media.conftest import WriteWav
@@ -99,6 +101,33 @@ def test_settings_that_are_not_the_models_and_a_cut_voice_are_told(
 def test_a_cut_voice_is_told_with_both_lengths(portrait: Path, voice: Path) -> None:
     *_, last = read_inputs(a_spec(portrait, voice, infer_frames=12, num_clip=2), config=CONFIG).warnings
     assert str(last) == "num_clip 2 ends the video after 0.96 s of 1.20 s of audio"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"max_seconds": 0.5}, ["seconds 0.5 ends the video after 0.48 s of 1.20 s of audio"]),
+        ({"max_seconds": 5.0}, []),
+        (
+            {"infer_frames": 12, "num_clip": 1, "max_seconds": 1.0},
+            ["num_clip 1 ends the video after 0.48 s of 1.20 s of audio"],
+        ),
+    ],
+)
+def test_a_voice_that_seconds_cut_is_told_too(
+    portrait: Path, voice: Path, changes: dict[str, Any], said: list[str]
+) -> None:
+    inputs = read_inputs(a_spec(portrait, voice, **changes), config=CONFIG)
+    assert [warning.message for warning in inputs.warnings if warning.code == "cut_audio"] == said
+
+
+def test_facts_alone_tell_what_the_render_will_be(portrait: Path, voice: Path) -> None:
+    spec = a_spec(portrait, voice, infer_frames=12, num_clip=2)
+    inputs = read_inputs(spec, config=CONFIG)
+    video = describe(spec, portrait=Size(512, 512), speech=read_speech(voice, limits=CONFIG.audio))
+    assert (video.size, video.timeline, video.prompt) == (inputs.task.size, inputs.task.timeline, inputs.task.prompt)
+    assert video.warnings == inputs.warnings
+    assert video.work == Workload(size=Size(64, 64), infer_frames=12, num_frames=24, speech_seconds=1.2)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ SPECS = st.builds(
     sample_steps=st.integers(1, 10),
     seed=st.integers(0, 2**63 - 1),
     enable_online_decode=st.booleans(),
+    max_seconds=st.none() | st.floats(0.01, 1e5),
 )
 
 
@@ -40,6 +41,7 @@ def test_three_inputs_are_enough_and_the_defaults_are_those_that_users_know() ->
         "sample_steps": 4,
         "seed": 420,
         "enable_online_decode": True,
+        "max_seconds": None,
     }
 
 
