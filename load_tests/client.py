@@ -1,0 +1,346 @@
+"""The open-loop client: every request starts at its own time, whatever became of those before it.
+
+All moments of an outcome are seconds from the intended start of its request: what a client in a hurry would have
+waited, however late this process was (that is `slip_s`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import time
+import wave
+from array import array
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from http import HTTPStatus
+from importlib.resources import files
+from math import ceil, pi, sin
+from typing import Any
+
+import httpx2
+
+from load_tests.arrivals import Arrival
+from load_tests.playback import FragmentReader, Playback
+
+FRAME_S = 1 / 25
+CLIP_S = 48 * FRAME_S
+"""A clip of the default infer_frames."""
+ENDINGS = ("completed", "failed", "cancelled")
+_LEAD_S = 0.2
+"""Between the start of the run and the first arrival: nothing is late because it is first."""
+_PAUSE_S = 0.25
+"""Before a stream that broke is opened again."""
+_VOICE_RATE = 16_000
+_NUM_BODIES = 64
+"""Different forms that are kept encoded."""
+_GONE = "lost: the service does not know it any more"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Every wait of the client, in seconds, and how much it takes on at once."""
+
+    answer_s: float = 60.0
+    """For the answer to POST."""
+    quiet_s: float = 120.0
+    """A stream that says nothing for so long is broken."""
+    finish_s: float = 1800.0
+    """From the answer to the end of the video."""
+    tail_s: float = 10.0
+    """For the live stream to end once the video has."""
+    max_in_flight: int = 5000
+    """More requests at once than that are not sent, and make the run invalid."""
+
+
+@dataclass
+class Outcome:
+    """What became of one request; None: it did not come to that, or nobody looked."""
+
+    arrival: Arrival
+    slip_s: float | None = None
+    """How late it was sent; None: it was not."""
+    status: int | None = None
+    answered_s: float | None = None
+    refusal: str | None = None
+    retry_after_s: float | None = None
+    fault: str | None = None
+    """What went wrong on the way: no answer, a broken stream, an end that was not waited for."""
+    video_id: str | None = None
+    promise_s: float | None = None
+    started_s: float | None = None
+    ending: str | None = None
+    failure: str | None = None
+    ended_s: float | None = None
+    first_byte_s: float | None = None
+    first_block_s: float | None = None
+    num_bytes: int = 0
+    playback: Playback | None = None
+    is_cut: bool | None = None
+    """Whether a live stream that was read to its end ended before the video did."""
+
+    @property
+    def is_accepted(self) -> bool:
+        return self.video_id is not None
+
+    @property
+    def is_promise_kept(self) -> bool | None:
+        """Whether the video was done within its promise, counted from sending: a trifle before it was given."""
+        if self.promise_s is None or self.slip_s is None or self.ending is None:
+            return None
+        assert self.ended_s is not None
+        return self.ending == "completed" and self.ended_s - self.slip_s <= self.promise_s
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the video was made, and in time if a time was promised."""
+        return self.ending == "completed" and self.is_promise_kept is not False
+
+
+OnOutcome = Callable[[Outcome], None]
+
+
+async def play(url: str, arrivals: Sequence[Arrival], *, limits: Limits, on_outcome: OnOutcome) -> None:
+    """Sends every request at its time and follows each accepted one to its end; tells outcomes as they are known."""
+    timeout = httpx2.Timeout(limits.quiet_s, connect=limits.answer_s, pool=limits.answer_s)
+    connections = httpx2.Limits(max_connections=None, max_keepalive_connections=100)
+    async with httpx2.AsyncClient(base_url=url, timeout=timeout, limits=connections, trust_env=False) as http:
+        await _Client(http, limits, on_outcome).play(arrivals)
+
+
+@dataclass
+class _Client:
+    http: httpx2.AsyncClient
+    limits: Limits
+    on_outcome: OnOutcome
+    num_in_flight: int = 0
+
+    async def play(self, arrivals: Sequence[Arrival]) -> None:
+        clock = asyncio.get_running_loop().time
+        for fields in list(dict.fromkeys(map(_fields, arrivals)))[:_NUM_BODIES]:
+            _body(fields)
+        begin = clock() + _LEAD_S
+        async with asyncio.TaskGroup() as tasks:
+            for arrival in arrivals:
+                intended = begin + arrival.at_s
+                if (wait_s := intended - clock()) > 0:
+                    await asyncio.sleep(wait_s)
+                self._begin(_Request(self, Outcome(arrival), _Clock(intended)), tasks)
+
+    def _begin(self, request: _Request, tasks: asyncio.TaskGroup) -> None:
+        if self.num_in_flight >= self.limits.max_in_flight:
+            request.outcome.fault = "not_sent"
+            self.on_outcome(request.outcome)
+            return
+        self.num_in_flight += 1
+        tasks.create_task(self._finish(request))
+
+    async def _finish(self, request: _Request) -> None:
+        try:
+            await request.run()
+        finally:
+            self.num_in_flight -= 1
+            self.on_outcome(request.outcome)
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """Seconds since the intended start."""
+
+    intended: float
+
+    def now(self) -> float:
+        return time.monotonic() - self.intended
+
+
+@dataclass
+class _Request:
+    client: _Client
+    outcome: Outcome
+    clock: _Clock
+    is_over: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def run(self) -> None:
+        try:
+            async with asyncio.timeout(self.client.limits.answer_s):
+                await self._post(_body(_fields(self.outcome.arrival)))
+        except (httpx2.HTTPError, ValueError, KeyError, TimeoutError) as error:
+            self.outcome.fault = f"post: {type(error).__name__}"
+        if self.outcome.is_accepted:
+            await self._see_through()
+
+    async def _post(self, body: _Body) -> None:
+        outcome, headers = self.outcome, {"Content-Type": body.type}
+        outcome.slip_s = self.clock.now()
+        answer = await self.client.http.post("/v1/videos", content=body.content, headers=headers)
+        outcome.answered_s, outcome.status = self.clock.now(), answer.status_code
+        if answer.is_success:
+            video = answer.json()
+            outcome.video_id, outcome.promise_s = str(video["id"]), _promise_s(video)
+        else:
+            outcome.refusal = _code(answer)
+            outcome.retry_after_s = _seconds(answer.headers.get("Retry-After"))
+
+    async def _see_through(self) -> None:
+        """Follows events and live stream at once; the reader may outlive the video by a little."""
+        limits, reading = self.client.limits, asyncio.create_task(self._read())
+        try:
+            async with asyncio.timeout(limits.finish_s):
+                await self._follow()
+        except TimeoutError:
+            self.outcome.fault = "unfinished"
+        self.is_over.set()
+        await asyncio.wait({reading}, timeout=limits.tail_s)
+        if not reading.done():
+            self.outcome.fault = self.outcome.fault or "content: did not end with the video"
+        reading.cancel()
+        with suppress(asyncio.CancelledError):
+            await reading
+
+    async def _follow(self) -> None:
+        """Reads events until the video has ended; a stream that breaks is resumed behind the last event."""
+        last = ""
+        while self.outcome.ending is None and self.outcome.fault != _GONE:
+            with suppress(httpx2.TransportError):
+                async with aclosing(self._events(last)) as events:
+                    async for number, name, content in events:
+                        last = number
+                        if self._is_last(name, content):
+                            return
+            await asyncio.sleep(_PAUSE_S)
+
+    async def _events(self, last: str) -> AsyncGenerator[tuple[str, str, str], None]:
+        """Yields number, name and content of Server-Sent Events behind `last`."""
+        headers, event = {"Last-Event-ID": last} if last else {}, {"id": last}
+        path = f"/v1/videos/{self.outcome.video_id}/events"
+        async with self.client.http.stream("GET", path, headers=headers) as answer:
+            if answer.status_code == HTTPStatus.NOT_FOUND:
+                self.outcome.fault = _GONE
+            if answer.is_error:
+                return
+            async for line in answer.aiter_lines():
+                if not line and "event" in event:
+                    yield event["id"], event["event"], event.get("data", "")
+                    event = {"id": event["id"]}
+                name, _, value = line.partition(":")
+                event[name] = value.strip()
+
+    def _is_last(self, name: str, content: str) -> bool:
+        """Notes an event; says whether no other comes after it."""
+        if name == "started" and self.outcome.started_s is None:
+            self.outcome.started_s = self.clock.now()
+        if name == "failed":
+            self.outcome.failure = _failure(content)
+        if name in ENDINGS:
+            self.outcome.ending, self.outcome.ended_s = name, self.clock.now()
+        return name in ENDINGS
+
+    async def _read(self) -> None:
+        """Plays the live stream as the arrival's reader does; a second attempt at the video begins anew."""
+        if self.outcome.arrival.reader == "none":
+            return
+        try:
+            await self._play_back(self.outcome.arrival.reader)
+        except (httpx2.HTTPError, ValueError) as error:
+            self.outcome.fault = f"content: {type(error).__name__}: {error}"
+
+    async def _play_back(self, reader: str) -> None:
+        outcome, fragments = self.outcome, FragmentReader()
+        outcome.playback = Playback()
+        async with self.client.http.stream("GET", f"/v1/videos/{outcome.video_id}/content") as answer:
+            answer.raise_for_status()
+            async for chunk in answer.aiter_raw():
+                now = self.clock.now()
+                outcome.num_bytes += len(chunk)
+                outcome.first_byte_s = outcome.first_byte_s or now
+                for fragment in fragments.feed(chunk):
+                    outcome.first_block_s = outcome.first_block_s or now
+                    outcome.playback.arrive(fragment, now)
+                if reader == "stop" and outcome.playback.num_fragments:
+                    await self.is_over.wait()
+                    return
+        outcome.is_cut = outcome.playback.media_s < outcome.arrival.num_clip * CLIP_S - FRAME_S
+
+
+def _promise_s(video: Mapping[str, Any]) -> float | None:
+    promise = (video.get("quote") or {}).get("promise_in_s")
+    return None if promise is None else float(promise)
+
+
+def _code(answer: httpx2.Response) -> str:
+    """Returns the error's code, or what stands in for one in an answer that is not the API's."""
+    try:
+        return str(answer.json()["error"]["code"])
+    except (ValueError, KeyError, TypeError):
+        return f"http_{answer.status_code}"
+
+
+def _failure(content: str) -> str:
+    """Returns the code in the event of a failed video."""
+    try:
+        return str(json.loads(content)["error"]["code"])
+    except (ValueError, KeyError, TypeError):
+        return "unknown"
+
+
+def _seconds(header: str | None) -> float | None:
+    return None if header is None else float(header)
+
+
+@dataclass(frozen=True)
+class _Body:
+    content: bytes
+    type: str
+
+
+def _fields(arrival: Arrival) -> tuple[tuple[str, str], ...]:
+    fields = {"size": arrival.size, "num_clip": str(arrival.num_clip), "priority": arrival.priority}
+    if arrival.deadline_s is not None:
+        fields["deadline_s"] = f"{arrival.deadline_s:g}"
+    return tuple(fields.items())
+
+
+@lru_cache(_NUM_BODIES)
+def _body(fields: tuple[tuple[str, str], ...]) -> _Body:
+    """Returns a form with portrait and voice, encoded before it is needed; the voice lasts as long as the clips."""
+    samples = files("serve_app.samples")
+    prompt = samples.joinpath("prompt.txt").read_text(encoding="utf-8").strip()
+    seconds = int(dict(fields)["num_clip"]) * CLIP_S
+    request = httpx2.Request(
+        "POST",
+        "http://any/",
+        data={"prompt": prompt, **dict(fields)},
+        files={
+            "input_reference": ("portrait.png", samples.joinpath("portrait.png").read_bytes(), "image/png"),
+            "audio": ("voice.wav", _voice(seconds), "audio/wav"),
+        },
+    )
+    return _Body(request.read(), request.headers["Content-Type"])
+
+
+def _voice(seconds: float) -> bytes:
+    """Returns a WAV of a tone of 160 Hz."""
+    period = array("h", (round(9_000 * sin(2 * pi * number / 100)) for number in range(100)))
+    num_samples = round(seconds * _VOICE_RATE)
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(period.itemsize)
+        file.setframerate(_VOICE_RATE)
+        file.writeframes((period * ceil(num_samples / len(period)))[:num_samples].tobytes())
+    return buffer.getvalue()
+
+
+def to_json(outcome: Outcome) -> str:
+    """Returns an outcome as one line of JSON, what nobody measured left out."""
+    everything = {
+        **asdict(outcome.arrival),
+        **{name: value for name, value in vars(outcome).items() if name not in ("arrival", "playback")},
+        **(asdict(outcome.playback) if outcome.playback else {}),
+        "is_promise_kept": outcome.is_promise_kept,
+        "is_good": outcome.is_good,
+    }
+    return json.dumps({name: value for name, value in everything.items() if value is not None})
