@@ -107,6 +107,16 @@ class UnavailableError(AvatarError):
     code = "unavailable"
 
 
+class UploadNotFoundError(AvatarError):
+    """There is no upload of that id."""
+
+    code = "file_not_found"
+
+    @classmethod
+    def of(cls, file_id: str) -> UploadNotFoundError:
+        return cls(f"there is no file {file_id[:80]!r}", remedy="use the id that POST /v1/files answered", param="id")
+
+
 def shown(value: object) -> str:
     """Returns a value as a message quotes it: a prompt of a thousand lines does not belong there."""
     try:

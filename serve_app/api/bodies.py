@@ -1,0 +1,167 @@
+"""Request bodies: a form or JSON, within limits, as fields and file parts; both mean the same."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from fastapi import Request
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
+
+from serve_app.api.brackets import nested
+from serve_app.api.errors import ApiError
+from serve_app.errors import InvalidRequestError, UnsupportedMediaError, shown
+from serve_app.schemas.service import ApiLimits
+
+MAX_FIELDS = 64
+MAX_FILES = 4
+
+
+@dataclass(frozen=True)
+class Body:
+    """What a request says: its fields, null ones left out, and its file parts by name."""
+
+    fields: Mapping[str, Any]
+    files: Mapping[str, UploadFile] = field(default_factory=dict)
+
+
+@asynccontextmanager
+async def read_body(request: Request, *, limits: ApiLimits) -> AsyncIterator[Body]:
+    """Reads a body; large files go to the disk, which forgets them when the `with` ends.
+
+    Raises ApiError for one that is too large, UnsupportedMediaError for another kind, InvalidRequestError for what
+    cannot be read.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    match kind:
+        case "application/json":
+            yield Body(_without_nulls(_parsed(await _whole(request, limits.max_json_bytes))))
+        case "multipart/form-data":
+            body = await _read_form(request, limits)
+            try:
+                yield body
+            finally:
+                for part in body.files.values():
+                    await part.close()
+        case _:
+            raise UnsupportedMediaError(
+                f"a body of type {shown(kind)} is not understood",
+                remedy="send multipart/form-data or application/json",
+                param="Content-Type",
+            )
+
+
+async def _whole(request: Request, max_bytes: int) -> bytes:
+    content = bytearray()
+    async for chunk in _limited(request, max_bytes):
+        content += chunk
+    return bytes(content)
+
+
+async def _limited(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
+    """Yields a body as it comes; raises as soon as it is said, or seen, to be too large."""
+    said = request.headers.get("content-length", "")
+    if said.isdecimal() and (len(said) > len(str(max_bytes)) or int(said) > max_bytes):
+        raise _too_large(max_bytes)
+    num_bytes = 0
+    try:
+        async for chunk in request.stream():
+            num_bytes += len(chunk)
+            if num_bytes > max_bytes:
+                raise _too_large(max_bytes)
+            yield chunk
+    except ClientDisconnect as error:
+        raise InvalidRequestError("the body ended too early", remedy="send it again") from error
+
+
+def _too_large(max_bytes: int) -> ApiError:
+    return ApiError(
+        f"the body has more than {max_bytes} bytes",
+        code="body_too_large",
+        remedy="send smaller files; upload them one by one with POST /v1/files",
+        details={"max_bytes": max_bytes},
+    )
+
+
+class _FormParser(MultiPartParser):
+    """Starlette's, which leaves files on the disk, with one limit for all fields together, since they are in memory."""
+
+    max_field_bytes = 0
+    _field_bytes = 0
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        if self._current_part.file is None:
+            self._field_bytes += end - start
+            if self._field_bytes > self.max_field_bytes:
+                raise _too_large(self.max_field_bytes)
+        super().on_part_data(data, start, end)
+
+
+async def _read_form(request: Request, limits: ApiLimits) -> Body:
+    parser = _FormParser(
+        request.headers,
+        _limited(request, limits.max_body_bytes),
+        max_files=MAX_FILES,
+        max_fields=MAX_FIELDS,
+        max_part_size=limits.max_json_bytes,
+    )
+    parser.max_field_bytes = limits.max_json_bytes
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise InvalidRequestError(
+            f"the form cannot be read: {error.message}", remedy="send multipart/form-data as curl -F does"
+        ) from error
+    files = [(name, part) for name, part in form.multi_items() if isinstance(part, UploadFile)]
+    try:
+        _check_once([name for name, _ in form.multi_items()])
+        return Body(nested((name, value) for name, value in form.multi_items() if isinstance(value, str)), dict(files))
+    except InvalidRequestError:
+        for _, part in files:
+            await part.close()
+        raise
+
+
+def _parsed(content: bytes) -> dict[str, Any]:
+    try:
+        fields = json.loads(content.decode(), object_pairs_hook=_object, parse_constant=_refuse_constant)
+    # JSONDecodeError, UnicodeDecodeError and numbers of too many digits are ValueErrors.
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequestError(
+            f"the body is not JSON in UTF-8 ({_reason(error)})", remedy="send one JSON object"
+        ) from error
+    if not isinstance(fields, dict):
+        raise InvalidRequestError(f"the body is {shown(fields)}, no JSON object", remedy="send one JSON object")
+    return fields
+
+
+def _reason(error: ValueError | RecursionError) -> str:
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    _check_once([name for name, _ in pairs])
+    return dict(pairs)
+
+
+def _refuse_constant(written: str) -> NoReturn:
+    raise ValueError(f"{written} is no number in JSON")
+
+
+def _check_once(names: list[str]) -> None:
+    for name, times in Counter(names).items():
+        if times > 1:
+            raise InvalidRequestError(
+                f"the field {shown(name)} comes {times} times", remedy="give it once", param=name
+            )
+
+
+def _without_nulls(fields: dict[str, Any]) -> dict[str, Any]:
+    """SDKs write null for what was not given."""
+    return {name: value for name, value in fields.items() if value is not None}

@@ -1,0 +1,78 @@
+"""What every route has: the service behind it, files and videos, the configuration, and the limits that they share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Annotated, TypeVar, cast
+
+from fastapi import Depends, Request
+
+from serve_app.api.service import VideoService
+from serve_app.errors import UnavailableError
+from serve_app.schemas.service import ServiceConfig
+from serve_app.storage.files import FileStore
+from serve_app.storage.videos import VideoFiles
+
+MAX_DECODERS = 2
+"""Images and sounds that are decoded at once: each may take hundreds of MB."""
+
+Value = TypeVar("Value")
+
+
+@dataclass
+class Streams:
+    """Counts what holds a connection for long: live readers, event streams, waiting requests."""
+
+    most: int
+    now: int = 0
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Counts one in; raises UnavailableError when there are too many."""
+        if self.now >= self.most:
+            raise UnavailableError(
+                f"{self.now} streams are open, which is the limit", remedy="close some, or try again in a second"
+            )
+        self.now += 1
+        try:
+            yield
+        finally:
+            self.now -= 1
+
+
+@dataclass
+class Context:
+    """One per application."""
+
+    service: VideoService
+    files: FileStore
+    videos: VideoFiles
+    config: ServiceConfig
+    streams: Streams
+    decoders: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(MAX_DECODERS, thread_name_prefix="decoder")
+    )
+
+    async def decode(self, work: Callable[[], Value]) -> Value:
+        """Runs what decodes a client's file on one of the few threads for it."""
+        return await asyncio.get_running_loop().run_in_executor(self.decoders, work)
+
+
+def _context(request: Request) -> Context:
+    return cast(Context, request.app.state.context)
+
+
+Api = Annotated[Context, Depends(_context)]
+
+
+async def _stream(api: Api) -> AsyncIterator[None]:
+    """Holds a place among the streams until the answer is sent."""
+    with api.streams.one():
+        yield
+
+
+AsStream = Depends(_stream)

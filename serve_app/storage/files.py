@@ -1,0 +1,297 @@
+"""Uploads: what clients send, kept under ids of ours, with what was read from it.
+
+    files/ID          the bytes
+    files/ID.json     what is known of them; an upload is there once this is
+    inline/...        the same for what came with a request: it belongs to that request's video alone
+
+No name from a client is ever a path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from serve_app.errors import OutputError, UploadNotFoundError
+
+Kind = Literal["image", "audio"]
+
+INLINE = "inline"
+"""Purpose of what came with a request."""
+MAX_NAME_CHARACTERS = 255
+_COPY_BYTES = 1 << 20
+_ID = re.compile(r"file_[0-9a-f]{32}")
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What was read from a portrait: its size in pixels, upright."""
+
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class AudioFacts:
+    """What was read from a voice; see `media.audio.Speech`."""
+
+    num_samples: int
+    sample_rate: int
+    peak: float
+    rms: float
+    clipped_share: float
+
+    @property
+    def seconds(self) -> float:
+        return self.num_samples / self.sample_rate
+
+
+Facts = ImageFacts | AudioFacts
+Inspect = Callable[[Path], Facts]
+"""Decodes a file and says what is in it; raises UnsupportedMediaError."""
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """An upload. `filename` is the client's word, for display alone; `sha256` is of the bytes."""
+
+    id: str
+    purpose: str
+    filename: str
+    num_bytes: int
+    sha256: str
+    created_at: float
+    facts: Facts
+
+    @property
+    def kind(self) -> Kind:
+        return "image" if isinstance(self.facts, ImageFacts) else "audio"
+
+
+@dataclass(frozen=True)
+class FilePage:
+    """Some of the uploads, in order; `has_more` says whether others follow."""
+
+    files: tuple[StoredFile, ...]
+    has_more: bool
+
+
+class FileStore:
+    """Uploads below one folder; any number of processes add, read and remove."""
+
+    def __init__(self, root: Path, *, wall_clock: Callable[[], float] = time.time) -> None:
+        self._uploads = root / "files"
+        self._inline = root / "inline"
+        self._now = wall_clock
+
+    def add(self, source: BinaryIO, *, inspect: Inspect, purpose: str, filename: str = "") -> StoredFile:
+        """Keeps a file that `inspect` accepts; of any other nothing stays.
+
+        With purpose INLINE it is not listed. Raises what `inspect` raises, and OutputError.
+        """
+        file_id = _new_id()
+        path = self._folder(purpose) / file_id
+        with _unfinished(path) as part:
+            num_bytes, sha256 = _copy(source, part)
+            stored = StoredFile(
+                id=file_id,
+                purpose=purpose,
+                filename=_shown_name(filename),
+                num_bytes=num_bytes,
+                sha256=sha256,
+                created_at=self._now(),
+                facts=inspect(part),
+            )
+            part.replace(path)
+        self._describe(stored)
+        return stored
+
+    def borrow(self, file_id: str) -> StoredFile:
+        """Returns an inline twin of an upload, which stays when that is deleted; raises UploadNotFoundError."""
+        original = self.get(file_id)
+        twin = StoredFile(**{**vars(original), "id": _new_id(), "purpose": INLINE, "created_at": self._now()})
+        try:
+            with _unfinished(self._inline / twin.id) as part:
+                _link(self.path_of(file_id), part)
+                part.replace(self._inline / twin.id)
+        except FileNotFoundError as error:
+            raise _not_found(file_id) from error
+        self._describe(twin)
+        return twin
+
+    def get(self, file_id: str) -> StoredFile:
+        """Returns what is known of an upload, inline ones too; raises UploadNotFoundError."""
+        stored = _read(self._about(file_id))
+        if stored is None:
+            raise _not_found(file_id)
+        return stored
+
+    def path_of(self, file_id: str) -> Path:
+        """Returns where the bytes of an upload are; raises UploadNotFoundError."""
+        return self._about(file_id).with_suffix("")
+
+    def open(self, file_id: str) -> BinaryIO:
+        """Opens an upload for reading; raises UploadNotFoundError."""
+        try:
+            return self.path_of(file_id).open("rb")
+        except FileNotFoundError as error:
+            raise _not_found(file_id) from error
+
+    def page(
+        self, *, after: str | None = None, limit: int = 100, order: Literal["asc", "desc"] = "desc"
+    ) -> FilePage:
+        """Returns uploads in the order of their coming, from behind `after` on; raises UploadNotFoundError for that."""
+        everything = sorted(_stored(self._uploads), key=_age, reverse=order == "desc")
+        if after is not None:
+            mark = _age(self.get(after))
+            everything = [one for one in everything if (_age(one) < mark if order == "desc" else _age(one) > mark)]
+        return FilePage(tuple(everything[:limit]), has_more=len(everything) > limit)
+
+    def delete(self, file_id: str) -> None:
+        """Removes an upload; raises UploadNotFoundError."""
+        _remove(self._about(file_id))
+
+    def expire(self, *, older_than_s: float, keep: Collection[str]) -> list[str]:
+        """Removes what came so long ago, but for `keep`, and what a crash left half written; returns the ids."""
+        moment = self._now() - older_than_s
+        expired = []
+        for folder in (self._uploads, self._inline):
+            for stored in _stored(folder):
+                if stored.created_at < moment and stored.id not in keep:
+                    _remove(folder / f"{stored.id}.json")
+                    expired.append(stored.id)
+            _sweep(folder, written_before=moment)
+        return expired
+
+    def _folder(self, purpose: str) -> Path:
+        return self._inline if purpose == INLINE else self._uploads
+
+    def _about(self, file_id: str) -> Path:
+        """Returns where an upload is described; ids come from URLs and may be anything."""
+        if _ID.fullmatch(file_id):
+            for folder in (self._uploads, self._inline):
+                path = folder / f"{file_id}.json"
+                if path.is_file():
+                    return path
+        raise _not_found(file_id)
+
+    def _describe(self, stored: StoredFile) -> None:
+        """Makes an upload known, on the disk when this returns."""
+        path = self._folder(stored.purpose) / f"{stored.id}.json"
+        with _unfinished(path) as part:
+            with part.open("x", encoding="utf-8") as file:
+                json.dump(asdict(stored), file)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+            _sync_folder(path.parent)
+
+
+def _new_id() -> str:
+    return f"file_{secrets.token_hex(16)}"
+
+
+def _age(stored: StoredFile) -> tuple[float, str]:
+    return stored.created_at, stored.id
+
+
+def _shown_name(name: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in name[:MAX_NAME_CHARACTERS])
+
+
+@contextmanager
+def _unfinished(path: Path) -> Iterator[Path]:
+    """Yields a name beside `path` to write to and to move there; whatever still has it at the end is removed."""
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise OutputError(
+            f"the upload cannot be kept: {error.strerror or error}",
+            remedy="give the service's data folder space and the right to write",
+        ) from error
+    finally:
+        with suppress(OSError):
+            part.unlink()
+
+
+def _copy(source: BinaryIO, target: Path) -> tuple[int, str]:
+    """Writes everything to the disk; returns the number of bytes and their digest."""
+    num_bytes, digest = 0, hashlib.sha256()
+    with target.open("xb") as file:
+        while chunk := source.read(_COPY_BYTES):
+            file.write(chunk)
+            num_bytes += len(chunk)
+            digest.update(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+    return num_bytes, digest.hexdigest()
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(source)
+    except FileNotFoundError:
+        raise
+    except OSError:  # a file system without links
+        shutil.copyfile(source, target)
+
+
+def _stored(folder: Path) -> Iterator[StoredFile]:
+    with suppress(FileNotFoundError):
+        for path in folder.glob("file_*.json"):
+            stored = _read(path)
+            if stored is not None:
+                yield stored
+
+
+def _read(path: Path) -> StoredFile | None:
+    """Returns what a description says; None where there is none any more."""
+    try:
+        told: dict[str, Any] = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    facts = told.pop("facts")
+    return StoredFile(**told, facts=ImageFacts(**facts) if "width" in facts else AudioFacts(**facts))
+
+
+def _remove(about: Path) -> None:
+    """The description first: without it the bytes are nobody's."""
+    for path in (about, about.with_suffix("")):
+        with suppress(FileNotFoundError):
+            path.unlink()
+
+
+def _sweep(folder: Path, *, written_before: float) -> None:
+    """Removes old files that no description names."""
+    with suppress(FileNotFoundError):
+        for path in folder.iterdir():
+            is_described = path.suffix == ".json" or path.with_suffix(".json").exists()
+            with suppress(FileNotFoundError):
+                if (path.name.startswith(".") or not is_described) and path.stat().st_mtime < written_before:
+                    path.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _not_found(file_id: str) -> UploadNotFoundError:
+    return UploadNotFoundError.of(file_id)
