@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from ray.serve.config import HTTPOptions, ProxyLocation
 
 from ray_cluster.local import LocalCluster, local_cluster
 from serve_app.app import build_app
+from serve_app.deployments.local_gang import usable_gpus
 from serve_app.errors import InvalidRequestError, UnavailableError
 from serve_app.schemas.service import ServiceConfig
 
@@ -29,9 +31,11 @@ def local_service(config: ServiceConfig, *, host: str, port: int) -> Iterator[Lo
     Raises InvalidRequestError when the port is taken, ClusterError when Ray does not start.
     """
     _check_is_free(host, port)
+    _check_gpus(config)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # what it tells of starting, we tell
     config.data_dir.mkdir(parents=True, exist_ok=True)
     ranks = sum(pool.num_ranks * pool.max_groups for pool in config.pools)
-    gpus = sum(pool.num_ranks * pool.max_groups for pool in config.pools if pool.gpu is not None)
+    gpus = usable_gpus(config.cuda_visible_devices)
     with local_cluster(num_cpus=2 * ranks + _SPARE_CPUS, num_gpus=gpus) as cluster:
         serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=HTTPOptions(host=host, port=port))
         serve.run(build_app(config), name=APP_NAME, route_prefix="/")
@@ -56,6 +60,17 @@ def wait_for_groups(url: str, *, timeout_s: float, is_cancelled: Callable[[], bo
     raise UnavailableError(
         f"no group takes videos after {timeout_s:g} s: {seen}", remedy="`live-avatar doctor` looks at this machine"
     )
+
+
+def _check_gpus(config: ServiceConfig) -> None:
+    wanted = sum(pool.num_ranks * pool.min_groups for pool in config.pools if pool.gpu is not None)
+    there = usable_gpus(config.cuda_visible_devices)
+    if wanted > there:
+        raise InvalidRequestError(
+            f"the pools want {wanted} GPUs for their groups, but {there} may be used here",
+            remedy="lower min_groups, use layouts of fewer ranks, or leave out `gpu` to compute on the CPU",
+            param="pools",
+        )
 
 
 def _check_is_free(host: str, port: int) -> None:
