@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from serve_app.planning.calibration import Calibration
 from serve_app.planning.layout import ParallelLayout, RankPlace, Role
-from serve_app.planning.workload import Workload
+from serve_app.planning.workload import WHOLE_SPEECH_SECONDS, Workload
 from tests.planning.caching_allocator import CachingAllocator, ExpandableAllocator, OutOfMemoryError
 from tests.planning.live_storage import Event
 from tests.planning.traces import (
@@ -151,6 +151,13 @@ class _Video:
         self._drop("text encoder")
         self._replay("portrait", portrait_trace(self._rank.work.size))
         self._drop("portrait")
+        self._hear()  # `engine.sampler.begin_blocks`: the first window before the caches
+
+    def _hear(self) -> None:
+        self._take_all("speech encoder", small_weights()[1])
+        self._replay("voice", speech_trace(round(self._rank.work.encoded_speech_seconds)))
+        self._drop("voice")
+        self._drop("speech encoder")
 
     def _denoise(self) -> None:
         work, layout = self._rank.work, self._rank.layout
@@ -162,11 +169,8 @@ class _Video:
         self._take_all("windows", [window] * (2 * NUM_LAYERS * steps))
         decoding = self._decoding()
         self._replay("decoder", next(decoding, ()))
-        if self._rank.place.rank == 0:
-            self._take_all("speech encoder", small_weights()[1])
-            self._replay("voice", speech_trace(round(work.encoded_speech_seconds)))
-            self._drop("voice")
-            self._drop("speech encoder")
+        if self._rank.place.rank == 0 and work.speech_seconds > WHOLE_SPEECH_SECONDS:
+            self._hear()
         for call in calls if steps else ():
             self._call(call)
             self._replay("decoder", next(decoding, ()))
