@@ -103,6 +103,13 @@ class Dispatcher:
         if self._fatal is not None:
             raise self._fatal
 
+    async def __del__(self) -> None:
+        """Takes nothing more; what was accepted is in the store, for the next one."""
+        self._ticking.cancel()
+        self._sweeping.cancel()
+        await self._done(self._dispatching.close)
+        self._thread.shutdown()
+
     def _made(self, config: ServiceConfig, store: JobStore) -> Dispatching:
         fleet = Fleet(config.pools, calibration=load_calibration(), cpu_bytes=_memory_bytes())
         return Dispatching(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -22,6 +23,7 @@ TINY_CHECKPOINT = "tiny"
 _CPU_TFLOPS = 0.1
 """What a core does of the tiny model's arithmetic, as a first guess: `Pace` corrects it from the first video on."""
 _PACE_WEIGHT = 0.3
+_SPEECH_STEP_S = 10.0
 
 
 class Pace:
@@ -108,8 +110,12 @@ def _site(pool: PoolConfig, calibration: Calibration, cpu_bytes: int) -> _Site:
 
 
 def _memory_case(work: Workload) -> Workload:
-    """Returns the same video with a length that memory does not see: one verdict then serves all lengths."""
-    speech_seconds = min(work.speech_seconds, WHOLE_SPEECH_SECONDS)
+    """Returns a video of the same memory and one of a few lengths: one verdict then serves many videos.
+
+    Memory sees the speech alone, up to the length that is encoded whole: rounded up, so never too little.
+    """
+    rounded = math.ceil(work.speech_seconds / _SPEECH_STEP_S) * _SPEECH_STEP_S
+    speech_seconds = min(rounded, WHOLE_SPEECH_SECONDS)
     return replace(work, num_frames=work.infer_frames, speech_seconds=speech_seconds)
 
 
