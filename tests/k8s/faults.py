@@ -226,6 +226,8 @@ FAULTS: tuple[tuple[Rule, Fault], ...] = (
     (fleet_rules.every_pool_has_its_own_pods, put(*QUAD, *RAY, "resources", "requests", "cpu", value="16")),
     (fleet_rules.cards_are_as_large_as_planned, in_single(*POD, "affinity", value=REMOVED)),
     (fleet_rules.cards_are_as_large_as_planned, reword('gpu: "80"', 'gpu: "H200"')),
+    (fleet_rules.pods_can_render_the_usual_video, reword("ulysses=4,weight_shards=4", "ulysses=4")),
+    (fleet_rules.pods_can_render_the_usual_video, in_single(*RAY, "resources", "limits", "memory", value="28Gi")),
     (fleet_rules.groups_see_their_files, reword("data_dir: /data", "data_dir: /videos")),
     (fleet_rules.groups_see_their_files, reword("/checkpoints/live-avatar", "/weights/live-avatar")),
     (fleet_rules.groups_see_their_files, in_control(*RAY, "volumeMounts", 1, "readOnly", value=True)),

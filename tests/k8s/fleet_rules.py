@@ -10,7 +10,13 @@ from ray._private.ray_constants import RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S
 from ray_cluster.bundles import Strategy
 from ray_cluster.placement import fits
 from serve_app.deployments.render_group import group_bundles
-from serve_app.planning.hardware import parse_gpus
+from serve_app.plan_report.plan import make_plan
+from serve_app.plan_report.question import read_question
+from serve_app.planning.calibration import DEFAULT_FILE, load_calibration
+from serve_app.planning.feasibility import NeverFits
+from serve_app.planning.hardware import GIB, parse_gpus
+from serve_app.planning.layout import ParallelLayout
+from serve_app.schemas.config import AppConfig
 from serve_app.schemas.service import PoolConfig
 from tests.k8s.manifests import Manifest, Pods, ray_pods
 from tests.k8s.serve_rules import deployments, service_config
@@ -100,6 +106,26 @@ def cards_are_as_large_as_planned(manifests: list[Manifest]) -> list[str]:
             least = _least_card(pods)
             if _fits_on(pool, pods) and not 0.99 * planned <= least <= 1.01 * planned:
                 wrong.append(f"{pool.name}: planned for {planned:.0f} MiB, {pods.name} takes cards above {least:g}")
+    return wrong
+
+
+def pods_can_render_the_usual_video(manifests: list[Manifest]) -> list[str]:
+    """The plan of a minute in the usual size fits the cards of every pool, and their pods' memory beside /dev/shm."""
+    wrong = []
+    for pool in service_config(manifests).pools:
+        if pool.gpu is None:
+            continue
+        cards = parse_gpus(f"{pool.num_ranks}x{pool.gpu}")
+        layout = ParallelLayout.parse(pool.layout)
+        question = read_question({}, gpus=str(cards), layout=layout, inventory=lambda: cards, config=AppConfig())
+        plan = make_plan(question, calibration=load_calibration(DEFAULT_FILE))
+        if isinstance(plan.verdict, NeverFits):
+            wrong.append(f"{pool.name}: {layout} never fits {cards}")
+        wrong += [
+            f"{pods.name}: {pool.name} needs {plan.host.memory_bytes / GIB:.0f} GiB"
+            for pods in ray_pods(manifests)
+            if _fits_on(pool, pods) and pods.free_memory_bytes < plan.host.memory_bytes
+        ]
     return wrong
 
 

@@ -92,6 +92,12 @@ class Pods:
     def num_gpus(self) -> float:
         return amount(self.resources.get(_GPU, 0))
 
+    @property
+    def free_memory_bytes(self) -> float:
+        """What a full /dev/shm leaves of the pod's memory."""
+        shared = [volume.get("emptyDir", {}).get("sizeLimit", 0) for volume in self.spec.get("volumes", [])]
+        return amount(self.resources["memory"]) - sum(amount(size) for size in shared)
+
     def mounts(self) -> Iterator[tuple[Manifest, Manifest]]:
         """Yields every mount of the first container with its volume."""
         volumes = {volume["name"]: volume for volume in self.spec.get("volumes", [])}

@@ -50,6 +50,7 @@ RULES: tuple[Rule, ...] = (
     fleet_rules.every_group_finds_a_place,
     fleet_rules.every_pool_has_its_own_pods,
     fleet_rules.cards_are_as_large_as_planned,
+    fleet_rules.pods_can_render_the_usual_video,
     fleet_rules.groups_see_their_files,
     fleet_rules.pods_leave_when_their_videos_are_done,
 )
