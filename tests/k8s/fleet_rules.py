@@ -10,11 +10,11 @@ from ray._private.ray_constants import RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S
 from ray_cluster.bundles import Strategy
 from ray_cluster.placement import fits
 from serve_app.deployments.render_group import group_bundles
-from serve_app.plan_report.plan import make_plan
+from serve_app.plan_report.plan import Plan, make_plan
 from serve_app.plan_report.question import read_question
 from serve_app.planning.calibration import DEFAULT_FILE, load_calibration
 from serve_app.planning.feasibility import NeverFits
-from serve_app.planning.hardware import GIB, parse_gpus
+from serve_app.planning.hardware import GIB, Gpus, parse_gpus
 from serve_app.planning.layout import ParallelLayout
 from serve_app.schemas.config import AppConfig
 from serve_app.schemas.service import PoolConfig
@@ -115,12 +115,9 @@ def pods_can_render_the_usual_video(manifests: list[Manifest]) -> list[str]:
     for pool in service_config(manifests).pools:
         if pool.gpu is None:
             continue
-        cards = parse_gpus(f"{pool.num_ranks}x{pool.gpu}")
-        layout = ParallelLayout.parse(pool.layout)
-        question = read_question({}, gpus=str(cards), layout=layout, inventory=lambda: cards, config=AppConfig())
-        plan = make_plan(question, calibration=load_calibration(DEFAULT_FILE))
+        plan = _plan(parse_gpus(f"{pool.num_ranks}x{pool.gpu}"), ParallelLayout.parse(pool.layout))
         if isinstance(plan.verdict, NeverFits):
-            wrong.append(f"{pool.name}: {layout} never fits {cards}")
+            wrong.append(f"{pool.name}: {pool.layout} never fits {plan.question.gpus}")
         wrong += [
             f"{pods.name}: {pool.name} needs {plan.host.memory_bytes / GIB:.0f} GiB"
             for pods in ray_pods(manifests)
@@ -168,6 +165,11 @@ def pods_leave_when_their_videos_are_done(manifests: list[Manifest]) -> list[str
             if not drain_s < ray_s <= longest_s < pod_s:
                 wrong.append(f"{pods.name}: {drain_s:g} < {ray_s:g} <= {longest_s:g} < {pod_s} s does not hold")
     return wrong
+
+
+def _plan(cards: Gpus, layout: ParallelLayout) -> Plan:
+    question = read_question({}, gpus=str(cards), layout=layout, inventory=lambda: cards, config=AppConfig())
+    return make_plan(question, calibration=load_calibration(DEFAULT_FILE))
 
 
 def _fits_on(pool: PoolConfig, pods: Pods) -> bool:

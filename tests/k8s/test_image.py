@@ -50,5 +50,10 @@ def test_its_python_is_one_that_the_project_runs_on() -> None:
     assert tuple(int(part) for part in python.split(".")) >= (3, 11)
 
 
+def test_it_asks_for_no_gpu_by_itself() -> None:
+    """Only Kubernetes says which pod sees which GPUs."""
+    assert "NVIDIA_VISIBLE_DEVICES" not in DOCKERFILE
+
+
 def test_it_has_what_the_operators_probes_call() -> None:
     assert any("apt-get install" in line and " wget " in line for line in instructions("RUN"))
