@@ -7,36 +7,25 @@ waited, however late this process was (that is `slip_s`).
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import time
-import wave
-from array import array
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
 from http import HTTPStatus
-from importlib.resources import files
-from math import ceil, pi, sin
 from typing import Any
 
 import httpx2
 
 from load_tests.arrivals import Arrival
+from load_tests.bodies import CLIP_S, FRAME_S, Bodies, Body, upload
 from load_tests.playback import FragmentReader, Playback
 
-FRAME_S = 1 / 25
-CLIP_S = 48 * FRAME_S
-"""A clip of the default infer_frames."""
 ENDINGS = ("completed", "failed", "cancelled")
 _LEAD_S = 0.2
 """Between the start of the run and the first arrival: nothing is late because it is first."""
 _PAUSE_S = 0.25
 """Before a stream that broke is opened again."""
-_VOICE_RATE = 16_000
-_NUM_BODIES = 64
-"""Different forms that are kept encoded."""
 _GONE = "lost: the service does not know it any more"
 
 
@@ -103,25 +92,32 @@ class Outcome:
 OnOutcome = Callable[[Outcome], None]
 
 
-async def play(url: str, arrivals: Sequence[Arrival], *, limits: Limits, on_outcome: OnOutcome) -> None:
-    """Sends every request at its time and follows each accepted one to its end; tells outcomes as they are known."""
+async def play(
+    url: str, arrivals: Sequence[Arrival], *, limits: Limits, on_outcome: OnOutcome, uploads_once: bool = False
+) -> None:
+    """Sends every request at its time and follows each accepted one to its end; tells outcomes as they are known.
+
+    Portrait and voice come with every request as a form, or `uploads_once` before the run and then as file ids.
+    Raises httpx2.HTTPError when that upload fails.
+    """
     timeout = httpx2.Timeout(limits.quiet_s, connect=limits.answer_s, pool=limits.answer_s)
     connections = httpx2.Limits(max_connections=None, max_keepalive_connections=100)
     async with httpx2.AsyncClient(base_url=url, timeout=timeout, limits=connections, trust_env=False) as http:
-        await _Client(http, limits, on_outcome).play(arrivals)
+        files = await upload(http, {one.num_clip for one in arrivals}) if uploads_once else None
+        await _Client(http, limits, Bodies(files), on_outcome).play(arrivals)
 
 
 @dataclass
 class _Client:
     http: httpx2.AsyncClient
     limits: Limits
+    bodies: Bodies
     on_outcome: OnOutcome
     num_in_flight: int = 0
 
     async def play(self, arrivals: Sequence[Arrival]) -> None:
         clock = asyncio.get_running_loop().time
-        for fields in list(dict.fromkeys(map(_fields, arrivals)))[:_NUM_BODIES]:
-            _body(fields)
+        self.bodies.prepare(arrivals)
         begin = clock() + _LEAD_S
         async with asyncio.TaskGroup() as tasks:
             for arrival in arrivals:
@@ -166,13 +162,13 @@ class _Request:
     async def run(self) -> None:
         try:
             async with asyncio.timeout(self.client.limits.answer_s):
-                await self._post(_body(_fields(self.outcome.arrival)))
+                await self._post(self.client.bodies.of(self.outcome.arrival))
         except (httpx2.HTTPError, ValueError, KeyError, TimeoutError) as error:
             self.outcome.fault = f"post: {type(error).__name__}"
         if self.outcome.is_accepted:
             await self._see_through()
 
-    async def _post(self, body: _Body) -> None:
+    async def _post(self, body: Body) -> None:
         outcome, headers = self.outcome, {"Content-Type": body.type}
         outcome.slip_s = self.clock.now()
         answer = await self.client.http.post("/v1/videos", content=body.content, headers=headers)
@@ -288,50 +284,6 @@ def _failure(content: str) -> str:
 
 def _seconds(header: str | None) -> float | None:
     return None if header is None else float(header)
-
-
-@dataclass(frozen=True)
-class _Body:
-    content: bytes
-    type: str
-
-
-def _fields(arrival: Arrival) -> tuple[tuple[str, str], ...]:
-    fields = {"size": arrival.size, "num_clip": str(arrival.num_clip), "priority": arrival.priority}
-    if arrival.deadline_s is not None:
-        fields["deadline_s"] = f"{arrival.deadline_s:g}"
-    return tuple(fields.items())
-
-
-@lru_cache(_NUM_BODIES)
-def _body(fields: tuple[tuple[str, str], ...]) -> _Body:
-    """Returns a form with portrait and voice, encoded before it is needed; the voice lasts as long as the clips."""
-    samples = files("serve_app.samples")
-    prompt = samples.joinpath("prompt.txt").read_text(encoding="utf-8").strip()
-    seconds = int(dict(fields)["num_clip"]) * CLIP_S
-    request = httpx2.Request(
-        "POST",
-        "http://any/",
-        data={"prompt": prompt, **dict(fields)},
-        files={
-            "input_reference": ("portrait.png", samples.joinpath("portrait.png").read_bytes(), "image/png"),
-            "audio": ("voice.wav", _voice(seconds), "audio/wav"),
-        },
-    )
-    return _Body(request.read(), request.headers["Content-Type"])
-
-
-def _voice(seconds: float) -> bytes:
-    """Returns a WAV of a tone of 160 Hz."""
-    period = array("h", (round(9_000 * sin(2 * pi * number / 100)) for number in range(100)))
-    num_samples = round(seconds * _VOICE_RATE)
-    buffer = io.BytesIO()
-    with wave.open(buffer, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(period.itemsize)
-        file.setframerate(_VOICE_RATE)
-        file.writeframes((period * ceil(num_samples / len(period)))[:num_samples].tobytes())
-    return buffer.getvalue()
 
 
 def to_json(outcome: Outcome) -> str:

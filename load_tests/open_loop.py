@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 lines.flush()
 
         gc.freeze()  # so that collecting what was loaded does not delay a start
-        asyncio.run(play(options.host, arrivals, limits=limits, on_outcome=note))
+        asyncio.run(play(options.host, arrivals, limits=limits, on_outcome=note, uploads_once=options.upload_once))
     summary = summarize(outcomes, tolerance=tolerance)
     report = sys.stderr if options.outcomes == "-" else sys.stdout
     report.write(json.dumps(summary, indent=2) + "\n" if options.json else table(summary))
@@ -104,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--num-clip", nargs="+", type=int, default=[1], help="lengths in clips of 1.92 s (default 1)")
     add("--deadline-s", type=float, help="deadline of every request (default: what its class gets)")
     add("--readers", type=weights, default="play", help='who reads live streams, for example "play=0.9,stop=0.1"')
+    add("--upload-once", action="store_true", help="send files before the run, and their ids in requests of JSON")
     add("--trace", type=Path, metavar="FILE", help="play these arrivals (JSON lines) instead")
     add("--write-trace", type=Path, metavar="FILE", help="keep the schedule as a trace")
     add("--dry-run", action="store_true", help="draw the schedule and send nothing")

@@ -35,21 +35,29 @@ class StandIn:
     ending: str = "completed"
     break_after: int | None = None
     forms: list[dict[str, str]] = field(default_factory=list)
+    uploads: list[str] = field(default_factory=list)
     resumed_behind: list[str] = field(default_factory=list)
     num_running: int = 0
 
     def app(self) -> Starlette:
         return Starlette(
             routes=[
+                Route("/v1/files", self._upload, methods=["POST"]),
                 Route("/v1/videos", self._create, methods=["POST"]),
                 Route("/v1/videos/{video_id}/events", self._events),
                 Route("/v1/videos/{video_id}/content", self._content),
             ]
         )
 
-    async def _create(self, request: Request) -> Response:
+    async def _upload(self, request: Request) -> Response:
         form = await request.form()
-        self.forms.append({name: value for name, value in form.items() if isinstance(value, str)})
+        self.uploads.append(str(getattr(form["file"], "filename", "")))
+        return JSONResponse({"id": f"file_{len(self.uploads)}", "object": "file"})
+
+    async def _create(self, request: Request) -> Response:
+        is_json = request.headers["Content-Type"] == "application/json"
+        fields = await request.json() if is_json else await request.form()
+        self.forms.append({name: str(value) for name, value in fields.items()})
         if self.num_running >= self.capacity:
             error = {"code": "no_capacity", "message": "later", "type": "unavailable"}
             return JSONResponse({"error": error}, status_code=503, headers={"Retry-After": "7"})

@@ -37,11 +37,22 @@ def test_a_request_is_followed_from_its_form_to_its_last_frame() -> None:
     }
     assert (outcome.status, outcome.ending, outcome.fault, outcome.is_cut) == (200, "completed", None, False)
     assert outcome.playback is not None
-    assert (outcome.playback.num_fragments, outcome.playback.media_s) == (8, pytest.approx(3.84))
+    assert outcome.playback.num_fragments == 8
+    assert outcome.playback.media_s == pytest.approx(3.84)
     moments = (outcome.slip_s, outcome.answered_s, outcome.first_byte_s, outcome.first_block_s, outcome.ended_s)
     assert all(moment is not None for moment in moments)
     assert moments == tuple(sorted(moments))  # type: ignore[type-var]
     assert outcome.is_promise_kept
+
+
+def test_files_may_be_sent_once_before_the_run() -> None:
+    standin, outcomes = StandIn(), list[Outcome]()
+    arrivals = [ARRIVAL, replace(ARRIVAL, num_clip=2), ARRIVAL]
+    with served(standin) as url:
+        asyncio.run(play(url, arrivals, limits=LIMITS, on_outcome=outcomes.append, uploads_once=True))
+    assert standin.uploads == ["voice.wav", "voice.wav", "portrait.png"]
+    assert [form["audio_reference"] for form in standin.forms] == [str({"file_id": f"file_{n}"}) for n in (1, 2, 1)]
+    assert [outcome.ending for outcome in outcomes] == ["completed"] * 3
 
 
 def test_a_slow_stream_stalls_its_player() -> None:
