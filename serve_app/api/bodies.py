@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from fastapi import Request
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
@@ -104,6 +105,7 @@ class _FormParser(MultiPartParser):
 
 
 async def _read_form(request: Request, limits: ApiLimits) -> Body:
+    _check_charset(request)
     parser = _FormParser(
         request.headers,
         _limited(request, limits.max_body_bytes),
@@ -126,6 +128,16 @@ async def _read_form(request: Request, limits: ApiLimits) -> Body:
         for _, part in files:
             await part.close()
         raise
+
+
+def _check_charset(request: Request) -> None:
+    """Some of Python's codecs take hours for a few megabytes, so that a client may not choose one."""
+    _, options = parse_options_header(request.headers["content-type"])
+    charset = options.get(b"charset", b"utf-8")
+    if charset.lower() != b"utf-8":
+        raise UnsupportedMediaError(
+            f"a form in {shown(charset)} is not understood", remedy="send it in UTF-8", param="Content-Type"
+        )
 
 
 def _parsed(content: bytes) -> dict[str, Any]:
@@ -157,9 +169,7 @@ def _refuse_constant(written: str) -> NoReturn:
 def _check_once(names: list[str]) -> None:
     for name, times in Counter(names).items():
         if times > 1:
-            raise InvalidRequestError(
-                f"the field {shown(name)} comes {times} times", remedy="give it once", param=name
-            )
+            raise InvalidRequestError(f"the field {shown(name)} comes {times} times", remedy="give it once", param=name)
 
 
 def _without_nulls(fields: dict[str, Any]) -> dict[str, Any]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Annotated, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
 from fastapi import Depends, Request
 
@@ -56,10 +56,23 @@ class Context:
     decoders: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(MAX_DECODERS, thread_name_prefix="decoder")
     )
+    tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 
     async def decode(self, work: Callable[[], Value]) -> Value:
         """Runs what decodes a client's file on one of the few threads for it."""
         return await asyncio.get_running_loop().run_in_executor(self.decoders, work)
+
+    async def to_end(self, work: Coroutine[Any, Any, Value]) -> Value:
+        """Runs something to its end, also when the client goes away meanwhile."""
+        task = asyncio.create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self._done)
+        return await asyncio.shield(task)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # somebody may have stopped waiting for it
 
 
 def _context(request: Request) -> Context:

@@ -31,6 +31,7 @@ STATUS: Mapping[str, int] = MappingProxyType(
         "method_not_allowed": 405,
         "idempotency_conflict": 409,
         "illegal_transition": 409,
+        "cancel_pending": 409,
         "no_content": 409,
         "not_ready": 409,
         "body_too_large": 413,
