@@ -176,7 +176,7 @@ def test_the_same_key_makes_one_video_and_another_request_with_it_is_refused(ser
 
 
 def test_the_openai_client_works_unmodified(server: Server) -> None:
-    client = openai.OpenAI(base_url=f"{server.client.base_url}v1", api_key="unused")
+    client = openai.OpenAI(base_url=f"{server.client.base_url}/v1", api_key="unused")
     sound = client.files.create(file=("voice.wav", voice(1.0)), purpose="user_data")
     extra = {"audio_reference": {"file_id": sound.id}}
     video = client.videos.create_and_poll(
