@@ -75,9 +75,10 @@ def preset_layout(gpus: Gpus) -> ParallelLayout | None:
 def check_count(layout: ParallelLayout, gpus: Gpus) -> None:
     """Raises InvalidRequestError when the layout has more ranks than there are cards."""
     if layout.world_size > gpus.count:
+        cards, ranks = ("1 card", "1 rank") if gpus.count == 1 else (f"{gpus.count} cards", f"{gpus.count} ranks")
         raise InvalidRequestError(
-            f"layout {layout} has {layout.world_size} ranks, but {gpus} is {gpus.count} cards",
-            remedy=f"use a layout of {gpus.count} ranks, or --gpus {layout.world_size}x{gpus.kind.name}",
+            f"layout {layout} has {layout.world_size} ranks, but {gpus} is {cards}",
+            remedy=f"use a layout of {ranks}, or --gpus {layout.world_size}x{gpus.kind.name}",
             param="layout",
         )
 

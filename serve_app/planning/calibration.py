@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from serve_app.errors import InvalidRequestError
+from serve_app.errors import InvalidRequestError, shown
 
 DEFAULT_FILE = Path(__file__).with_name("calibration.json")
 
@@ -44,12 +45,37 @@ class Calibration:
     step_seconds: tuple[tuple[float, float], ...] = ()
     """(TFLOP, seconds) of measured calls, by TFLOP."""
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for a value that no calibration can have."""
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"kind {shown(self.kind)} is neither analytic nor measured")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type == "str" and not isinstance(value, str):
+                raise ValueError(f"{field.name} {shown(value)} is not text")
+            if field.type in ("int", "float"):
+                _check_number(field.name, value, least=_LEAST.get(field.name))
+        for number in (number for point in self.step_seconds for number in point):
+            _check_number("step_seconds", number, least=None)
+
     def reserve(self, total_bytes: int) -> int:
         """Returns what stays free of a card of `total_bytes`.
 
         Analytic: 5 % and 0.3 GiB (BUDGETS start values). Measured: the largest positive residual and 2 %.
         """
         return round(self.reserve_fraction * total_bytes) + self.reserve_bytes
+
+
+_LEAST = {"context_bytes": 0, "communicator_bytes": 0, "reserve_bytes": 0, "reserve_fraction": 0, "dynamic_margin": 1}
+"""All other numbers are above 0."""
+
+
+def _check_number(name: str, value: object, *, least: int | None) -> None:
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        if value > 0 if least is None else value >= least:
+            return
+    rule = "above 0" if least is None else f"{least} or more"
+    raise ValueError(f"{name} {shown(value)} is not a number {rule}")
 
 
 @cache
