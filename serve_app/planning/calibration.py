@@ -71,11 +71,13 @@ _LEAST = {"context_bytes": 0, "communicator_bytes": 0, "reserve_bytes": 0, "rese
 
 
 def _check_number(name: str, value: object, *, least: int | None) -> None:
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        if value > 0 if least is None else value >= least:
-            return
-    rule = "above 0" if least is None else f"{least} or more"
-    raise ValueError(f"{name} {shown(value)} is not a number {rule}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not _is_allowed(value, least):
+        rule = "above 0" if least is None else f"{least} or more"
+        raise ValueError(f"{name} {shown(value)} is not a number {rule}")
+
+
+def _is_allowed(value: float, least: int | None) -> bool:
+    return math.isfinite(value) and (value > 0 if least is None else value >= least)
 
 
 @cache
