@@ -32,8 +32,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[all,dev]'
 	touch $@
 
-system-packages: # The tests need ffmpeg and espeak-ng: installed when that is allowed, else named
-	@missing=$$(for tool in ffmpeg espeak-ng; do command -v $$tool > /dev/null || echo $$tool; done)
+system-packages: # What the tests need of the system: installed when that is allowed, else named
+	@command -v kubectl > /dev/null || echo "Please install kubectl 1.27 or newer: tests/k8s need it." >&2
+	missing=$$(for tool in ffmpeg espeak-ng curl; do command -v $$tool > /dev/null || echo $$tool; done)
 	if [[ -z $$missing ]]; then exit; fi
 	as_root=; if [[ $$EUID != 0 ]]; then as_root="sudo -n"; fi
 	if command -v apt-get > /dev/null && $$as_root true 2> /dev/null; then
