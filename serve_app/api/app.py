@@ -30,7 +30,13 @@ _ROUTERS = (sync.router, videos.router, content.router, events.router, uploads.r
 
 def build_api(service: VideoService, *, files: FileStore, videos: VideoFiles, config: ServiceConfig) -> FastAPI:
     """Returns the application; it holds nothing that another replica would need to know."""
-    app = FastAPI(title="Live Avatar Serve", version=VERSION, description=_ABOUT, responses=_ERRORS)
+    app = FastAPI(
+        title="Live Avatar Serve",
+        version=VERSION,
+        description=_ABOUT,
+        responses=_ERRORS,
+        generate_unique_id_function=lambda route: route.name,
+    )
     app.state.context = Context(service, files, videos, config, Streams(config.api.max_streams))
     for router in _ROUTERS:
         app.include_router(router)

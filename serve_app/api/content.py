@@ -22,9 +22,9 @@ _MP4 = "video/mp4"
 router = APIRouter(tags=["videos"])
 
 
-@router.api_route(
+@router.head("/v1/videos/{video_id}/content", include_in_schema=False, dependencies=[AsStream])
+@router.get(
     "/v1/videos/{video_id}/content",
-    methods=["GET", "HEAD"],
     summary="The video as MP4, whole or while it is made",
     response_class=Response,
     dependencies=[AsStream],

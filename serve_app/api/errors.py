@@ -51,6 +51,7 @@ STATUS: Mapping[str, int] = MappingProxyType(
     }
 )
 """By code; any other is our own fault: 500."""
+_COME_AGAIN_S = {"unavailable": 1.0, "job_store": 1.0}
 _CLIENTS_TYPE, _SERVERS_TYPE = "invalid_request_error", "server_error"
 
 _REMEDIES = {
@@ -92,11 +93,13 @@ class ApiError(AvatarError):
         param: str | None = None,
         details: Mapping[str, object] | None = None,
         retry_after_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message, remedy=remedy, param=param)
         self.code = code
         self.details = details or {}
         self.retry_after_s = retry_after_s
+        self.headers = headers or {}
 
 
 def refusal(rejected: Rejected) -> ApiError:
@@ -114,23 +117,21 @@ def answer(error: AvatarError, *, headers: Mapping[str, str] | None = None) -> R
     """Returns an error as the client gets it; of our own faults only that there was one."""
     status = STATUS.get(error.code, 500)
     message = str(error) if error.code in STATUS else "the service failed; the request id in X-Request-Id finds why"
-    details = error.details if isinstance(error, ApiError) else {}
-    retry_after_s = error.retry_after_s if isinstance(error, ApiError) else None
-    if retry_after_s is None and error.code == "unavailable":
-        retry_after_s = 1.0
+    known = error if isinstance(error, ApiError) else None
+    retry_after_s = known.retry_after_s if known else _COME_AGAIN_S.get(error.code)
     body = {
         "code": error.code,
         "message": message,
         "type": _CLIENTS_TYPE if status < 500 else _SERVERS_TYPE,
         "param": error.param and error.param[:MAX_PARAM_CHARACTERS],
-        "details": details,
+        "details": known.details if known else {},
     }
     later = {} if retry_after_s is None else {"Retry-After": str(_whole_seconds(retry_after_s))}
     return Response(
         # Pure ASCII: what a client wrote may hold what UTF-8 cannot.
         json.dumps({"error": body}, default=str),
         status_code=status,
-        headers={**later, **(headers or {})},
+        headers={**later, **(known.headers if known else {}), **(headers or {})},
         media_type="application/json",
     )
 

@@ -177,7 +177,8 @@ class _Inspector:
         try:
             return (_image_facts if self.kind == "image" else _audio_facts)(path, self.config)
         except AvatarError as error:
-            message = error.message.replace(f'"{path}"', self.param)
+            # Decoders name the file too, in their own way.
+            message = error.message.replace(f'"{path}"', self.param).replace(str(path), self.param)
             raise UnsupportedMediaError(message, remedy=error.remedy, param=self.param) from error
 
 

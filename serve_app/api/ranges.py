@@ -67,6 +67,7 @@ def parse_range(written: str, num_bytes: int) -> range | None:
             remedy="ask for bytes that are there",
             param="Range",
             details={"num_bytes": num_bytes},
+            headers={"Content-Range": f"bytes */{num_bytes}"},
         )
     return found
 

@@ -147,9 +147,7 @@ class FileStore:
         except FileNotFoundError as error:
             raise _not_found(file_id) from error
 
-    def page(
-        self, *, after: str | None = None, limit: int = 100, order: Literal["asc", "desc"] = "desc"
-    ) -> FilePage:
+    def page(self, *, after: str | None = None, limit: int = 100, order: Literal["asc", "desc"] = "desc") -> FilePage:
         """Returns uploads in the order of their coming, from behind `after` on; raises UploadNotFoundError for that."""
         everything = sorted(_stored(self._uploads), key=_age, reverse=order == "desc")
         if after is not None:

@@ -52,6 +52,11 @@ def voice(seconds: float = 1.0) -> bytes:
 PORTRAIT, VOICE = portrait(), voice()
 
 
+def new_client(url: str, *, timeout_s: float = ANSWER_S) -> httpx2.Client:
+    """Returns a client without certificates, which take long to read."""
+    return httpx2.Client(base_url=url, timeout=timeout_s, verify=False)
+
+
 @dataclass
 class Leader:
     """Makes a video fragment by fragment, as a leader does, when the test says so."""
@@ -136,36 +141,53 @@ class Server:
         return sorted(path.name for folder in ("files", "inline") for path in (self.folder / folder).glob("*"))
 
 
-@contextlib.contextmanager
-def served(folder: Path, **settings: Any) -> Iterator[Server]:
-    pools = (PoolConfig(name="tiny", model="live-avatar-tiny"), PoolConfig(name="full", checkpoint="/weights"))
-    server = Server(folder, ServiceConfig(data_dir=folder, allow_anonymous=True, pools=pools, **settings))
+@dataclass
+class Port:
+    """One uvicorn for all tests; each puts its own application behind it."""
+
+    app: Any = None
+    number: int = 0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.app(scope, receive, send)
+
+
+@pytest.fixture(scope="session")
+def port() -> Iterator[Port]:
+    port = Port()
     listener = socket.create_server(("127.0.0.1", 0))
-    runner = uvicorn.Server(uvicorn.Config(server.app, log_config=None, lifespan="off", timeout_graceful_shutdown=2))
+    port.number = listener.getsockname()[1]
+    runner = uvicorn.Server(uvicorn.Config(port, log_config=None, lifespan="off", timeout_graceful_shutdown=2))
     thread = threading.Thread(target=runner.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
-    with httpx2.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=ANSWER_S) as server.client:
-        try:
-            yield server
-        finally:
-            runner.should_exit = True
-            thread.join(ANSWER_S)
-            listener.close()
-            server.store.close()
+    yield port
+    runner.should_exit = True
+    thread.join(ANSWER_S)
+    listener.close()
+
+
+@contextlib.contextmanager
+def served(folder: Path, port: Port, **settings: Any) -> Iterator[Server]:
+    pools = (PoolConfig(name="tiny", model="live-avatar-tiny"), PoolConfig(name="full", checkpoint="/weights"))
+    server = Server(folder, ServiceConfig(data_dir=folder, allow_anonymous=True, pools=pools, **settings))
+    port.app = server.app
+    with new_client(f"http://127.0.0.1:{port.number}") as server.client:
+        yield server
+    server.store.close()
 
 
 Serve = Callable[..., contextlib.AbstractContextManager[Server]]
 
 
 @pytest.fixture
-def serve(tmp_path: Path) -> Serve:
-    """Starts a server with settings of its own."""
-    return partial(served, tmp_path)
+def serve(tmp_path: Path, port: Port) -> Serve:
+    """Starts an API with settings of its own."""
+    return partial(served, tmp_path, port)
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    with served(tmp_path) as running:
+def server(serve: Serve) -> Iterator[Server]:
+    with serve() as running:
         yield running
 
 

@@ -1,0 +1,148 @@
+"""Uploads on the disk: whole or not there, found by id alone, gone when they are old."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from pathlib import Path
+
+import pytest
+
+from serve_app.errors import OutputError, UnsupportedMediaError, UploadNotFoundError
+from serve_app.storage.files import INLINE, AudioFacts, Facts, FileStore, ImageFacts, StoredFile
+
+CONTENT = b"a picture"
+FACTS = ImageFacts(width=640, height=480)
+
+
+class Clock:
+    now = 1_000.0
+
+    def __call__(self) -> float:
+        self.now += 1
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def store(tmp_path: Path, clock: Clock) -> FileStore:
+    return FileStore(tmp_path, wall_clock=clock)
+
+
+def add(store: FileStore, content: bytes = CONTENT, *, purpose: str = "user_data", facts: Facts = FACTS) -> StoredFile:
+    return store.add(io.BytesIO(content), inspect=lambda _: facts, purpose=purpose, filename="me.png")
+
+
+def everything(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def test_an_upload_is_known_with_its_digest_and_facts(store: FileStore) -> None:
+    stored = add(store)
+    assert (stored.num_bytes, stored.sha256, stored.kind) == (9, hashlib.sha256(CONTENT).hexdigest(), "image")
+    assert store.get(stored.id) == stored
+    assert store.path_of(stored.id).read_bytes() == CONTENT
+    with store.open(stored.id) as file:
+        assert file.read() == CONTENT
+    sound = add(store, facts=AudioFacts(32_000, 16_000, peak=0.5, rms=0.1, clipped_share=0.0))
+    assert (store.get(sound.id), sound.kind) == (sound, "audio")
+    assert isinstance(sound.facts, AudioFacts)
+    assert sound.facts.seconds == 2.0
+
+
+def test_facts_are_read_from_the_bytes_before_anybody_sees_them(store: FileStore) -> None:
+    seen: list[bytes] = []
+
+    def inspect(path: Path) -> Facts:
+        seen.append(path.read_bytes())
+        assert store.page().files == ()
+        return FACTS
+
+    store.add(io.BytesIO(CONTENT), inspect=inspect, purpose="user_data")
+    assert seen == [CONTENT]
+
+
+def test_of_what_is_refused_nothing_stays(store: FileStore, tmp_path: Path) -> None:
+    def refuse(path: Path) -> Facts:
+        raise UnsupportedMediaError(str(path), remedy="none")
+
+    with pytest.raises(UnsupportedMediaError):
+        store.add(io.BytesIO(CONTENT), inspect=refuse, purpose="user_data")
+    assert everything(tmp_path) == []
+
+
+@pytest.mark.parametrize("file_id", ["", "x", "file_", "../jobs.sqlite", "file_" + "g" * 32, "file_" + "0" * 32 + "\n"])
+def test_only_ids_of_ours_are_looked_for(store: FileStore, file_id: str) -> None:
+    for look in (store.get, store.path_of, store.open, store.delete, store.borrow):
+        with pytest.raises(UploadNotFoundError):
+            look(file_id)
+
+
+def test_names_are_for_display_alone(store: FileStore, tmp_path: Path) -> None:
+    stored = store.add(
+        io.BytesIO(CONTENT), inspect=lambda _: FACTS, purpose="user_data", filename="../\r\n\x00" + "x" * 999
+    )
+    assert stored.filename.startswith("../???x")
+    assert len(stored.filename) == 255
+    assert {path.parent for path in everything(tmp_path)} == {tmp_path / "files"}
+
+
+def test_pages_go_by_age_and_leave_inline_files_out(store: FileStore) -> None:
+    first, second, third = (add(store) for _ in range(3))
+    add(store, purpose=INLINE)
+    assert store.page().files == (third, second, first)
+    assert store.page(order="asc", limit=2).files == (first, second)
+    assert store.page(order="asc", limit=2).has_more
+    rest = store.page(order="asc", limit=2, after=second.id)
+    assert (rest.files, rest.has_more) == ((third,), False)
+    assert store.page(after=second.id).files == (first,)
+
+
+def test_a_twin_outlives_its_upload(store: FileStore) -> None:
+    original = add(store)
+    twin = store.borrow(original.id)
+    assert (twin.purpose, twin.sha256, twin.facts) == (INLINE, original.sha256, original.facts)
+    store.delete(original.id)
+    assert store.path_of(twin.id).read_bytes() == CONTENT
+    with pytest.raises(UploadNotFoundError):
+        store.borrow(original.id)
+
+
+def test_where_files_cannot_be_linked_they_are_copied(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(95, "not supported")
+
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    assert store.path_of(store.borrow(add(store).id).id).read_bytes() == CONTENT
+
+
+def test_old_files_go_but_those_that_are_needed(store: FileStore, clock: Clock, tmp_path: Path) -> None:
+    old, needed, inline = add(store), add(store), add(store, purpose=INLINE)
+    clock.now += 100
+    young = add(store)
+    assert set(store.expire(older_than_s=50, keep={needed.id})) == {old.id, inline.id}
+    assert store.page().files == (young, needed)
+    assert len(everything(tmp_path)) == 4
+
+
+def test_what_a_crash_left_goes_when_it_is_old(store: FileStore, clock: Clock, tmp_path: Path) -> None:
+    kept = add(store)
+    folder = tmp_path / "files"
+    for name in (".file_0.json.12.part", "file_" + "0" * 32):
+        (folder / name).write_bytes(b"x")
+        os.utime(folder / name, (500, 500))
+    (folder / ".young.part").write_bytes(b"x")
+    store.expire(older_than_s=clock.now - 600, keep=())
+    assert everything(tmp_path) == sorted([folder / ".young.part", folder / kept.id, folder / f"{kept.id}.json"])
+
+
+def test_a_disk_that_refuses_is_told(tmp_path: Path) -> None:
+    (tmp_path / "files").write_text("in the way")
+    with pytest.raises(OutputError, match="the upload cannot be kept"):
+        add(FileStore(tmp_path))
