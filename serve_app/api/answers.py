@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from serve_app.api.context import Context
 from serve_app.jobs.job import Job, JobState
 from serve_app.jobs.quote import Admitted
 from serve_app.planning.geometry import FPS
@@ -18,8 +19,8 @@ STATE: dict[Status, JobState] = {status: state for state, status in STATUS.items
 _QUOTE_FIELDS = Quoted.model_fields
 
 
-def video_of(job: Job, *, keep_s: float) -> Video:
-    """Returns the video object; `keep_s` is how long it is kept after its end."""
+def video_of(job: Job, api: Context) -> Video:
+    """Returns the video object."""
     inputs, finished_at = job.inputs, job.finished_at
     return Video(
         id=job.id,
@@ -34,8 +35,8 @@ def video_of(job: Job, *, keep_s: float) -> Video:
         created_at=int(job.created_at),
         started_at=None if job.started_at is None else int(job.started_at),
         completed_at=None if finished_at is None else int(finished_at),
-        expires_at=None if finished_at is None else int(finished_at + keep_s),
-        error=None if job.error is None else VideoError(code=job.error.code, message=job.error.message),
+        expires_at=None if finished_at is None else int(finished_at + api.config.times.keep_s),
+        error=None if job.error is None else VideoError(code=job.error.code, message=api.shown(job.error.message)),
         quote=_quoted(job),
         inference_time_s=job.result.get("inference_time_s"),
         queue_time_s=None if job.started_at is None else round(max(0.0, job.started_at - job.created_at), 3),

@@ -10,7 +10,7 @@ from fastapi.responses import StreamingResponse
 
 from serve_app.api.context import Api, AsStream, Context
 from serve_app.api.errors import ApiError
-from serve_app.api.live import LiveReader, not_ready
+from serve_app.api.live import LiveReader
 from serve_app.api.ranges import file_answer
 from serve_app.jobs.errors import JobNotFoundError
 from serve_app.jobs.job import Job, JobState
@@ -58,8 +58,6 @@ async def get_content(
     job = await reader.wait_for_start(timeout_s=FIRST_BYTES_S)
     if job.state.is_final:
         return await whole_video(request, job, api)
-    if not await reader.has_begun():
-        raise not_ready(job)
     return StreamingResponse(reader.chunks(), media_type=_MP4, headers={**_headers(job), "Cache-Control": "no-store"})
 
 
@@ -67,7 +65,8 @@ async def whole_video(request: Request, job: Job, api: Context, *, headers: dict
     """Answers with the file of a job that has ended; raises ApiError when it has none."""
     if job.state is not JobState.COMPLETED:
         raise ApiError(
-            f"video {job.id} has {job.state} and has no content" + (f": {job.error.message}" if job.error else ""),
+            f"video {job.id} has {job.state} and has no content"
+            + (f": {api.shown(job.error.message)}" if job.error else ""),
             code="no_content",
             remedy="GET the video for its error; create it again",
             param="id",

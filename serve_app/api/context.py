@@ -58,16 +58,24 @@ class Context:
     )
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 
+    def shown(self, message: str) -> str:
+        """Returns a message of a leader as clients may read it: where our files are is not theirs to know."""
+        return message.replace(str(self.config.data_dir), "...")
+
     async def decode(self, work: Callable[[], Value]) -> Value:
         """Runs what decodes a client's file on one of the few threads for it."""
         return await asyncio.get_running_loop().run_in_executor(self.decoders, work)
 
-    async def to_end(self, work: Coroutine[Any, Any, Value]) -> Value:
-        """Runs something to its end, also when the client goes away meanwhile."""
+    def begin(self, work: Coroutine[Any, Any, Value]) -> asyncio.Task[Value]:
+        """Begins something that goes on to its end, also when the client goes away meanwhile."""
         task = asyncio.create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self._done)
-        return await asyncio.shield(task)
+        return task
+
+    async def to_end(self, work: Coroutine[Any, Any, Value]) -> Value:
+        """Waits for something that goes on to its end."""
+        return await asyncio.shield(self.begin(work))
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self.tasks.discard(task)

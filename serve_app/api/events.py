@@ -11,7 +11,8 @@ from fastapi.responses import StreamingResponse
 
 from serve_app.api.answers import STATUS
 from serve_app.api.context import Api, AsStream, Context
-from serve_app.errors import UnavailableError
+from serve_app.api.live import BrokenStreamError
+from serve_app.errors import AvatarError, UnavailableError
 from serve_app.jobs.errors import JobNotFoundError
 from serve_app.jobs.events import Event, EventKind
 from serve_app.jobs.job import Job, JobState
@@ -75,6 +76,8 @@ async def _stream(video_id: str, after: int, api: Context) -> AsyncIterator[str]
                 yield ": heartbeat\n\n"
         except JobNotFoundError:  # deleted meanwhile
             return
+        except AvatarError as error:  # the store is away: the client comes again, behind what it has seen
+            raise BrokenStreamError(f"events of {video_id} behind {after}: {error}") from error
 
 
 async def _content(event: Event, job: Job, api: Context) -> Mapping[str, Any]:
@@ -90,7 +93,7 @@ async def _content(event: Event, job: Job, api: Context) -> Mapping[str, Any]:
             content |= {name: told[name] for name in ("blocks_done", "num_blocks") if name in told}
             content |= _pace(event, job)
         case EventKind.FAILED:
-            content |= {"error": {"code": told.get("code"), "message": told.get("message")}}
+            content |= {"error": {"code": told.get("code"), "message": api.shown(told.get("message", ""))}}
     return content
 
 

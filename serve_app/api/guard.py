@@ -52,7 +52,8 @@ class Guard:
                 headers["X-Request-Id"] = request_id
                 headers["X-Content-Type-Options"] = "nosniff"
             try:
-                await asyncio.wait_for(send(message), STALL_S)
+                async with asyncio.timeout(STALL_S):
+                    await send(message)
             except TimeoutError as error:
                 raise BrokenStreamError(f"the client read nothing for {STALL_S:g} s") from error
 

@@ -37,19 +37,18 @@ class LiveReader:
         self._seen_event = 0
 
     async def wait_for_start(self, *, timeout_s: float) -> Job:
-        """Waits until there are bytes of the video, or it has ended, or the time is over; returns the job then."""
+        """Waits until there are bytes of the video, or it has ended; raises ApiError when the time is over."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         while True:
             job = await self._api.service.job(self._id)
             self._attempt = job.attempt
-            left_s = deadline - loop.time()
-            if job.state.is_final or left_s <= 0 or await self._fragment(0) is not None:
+            if job.state.is_final or await self._fragment(0) is not None:
                 return job
+            left_s = deadline - loop.time()
+            if left_s <= 0:
+                raise _not_ready(job)
             await self._wait(min(left_s, LOOK_EVERY_S))
-
-    async def has_begun(self) -> bool:
-        return await self._fragment(0) is not None
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Yields the whole video; raises BrokenStreamError when it comes to no end, or to another one than it began."""
@@ -129,8 +128,7 @@ class LiveReader:
         await self._api.service.wait_for_event(self._id, after=self._seen_event, timeout_s=timeout_s)
 
 
-def not_ready(job: Job) -> ApiError:
-    """Returns the error for a video of which there is nothing yet."""
+def _not_ready(job: Job) -> ApiError:
     return ApiError(
         f"nothing of video {job.id} is made yet ({job.state})",
         code="not_ready",

@@ -14,6 +14,9 @@ from serve_app.api.videos import BODY, IdempotencyHeader, created, ended
 from serve_app.errors import AvatarError
 from serve_app.jobs.job import Job
 
+_CLIENT_GONE = 499
+"""What logs know such answers by; nobody reads it."""
+
 router = APIRouter(tags=["videos"])
 
 
@@ -30,17 +33,19 @@ class _ClientGoneError(Exception):
     responses={200: {"content": {"video/mp4": {}}, "description": "The video, with what it took as X- headers"}},
 )
 async def create_and_wait(request: Request, api: Api, idempotency_key: IdempotencyHeader = None) -> Response:
-    """Answers with the file itself. When the client goes away the video is cancelled.
+    """Answers with the file itself. When the client goes away the video is cancelled, unless it had a key to come back.
 
     After `max_sync_s` of the configuration 504 sync_timeout: the video goes on, and `details` has its id.
     """
-    job = await created(request, api, idempotency_key)
+    creating = api.begin(created(request, api, idempotency_key))
     try:
-        job = await _waited(request, job, api)
-    except (asyncio.CancelledError, _ClientGoneError):
-        with suppress(AvatarError):
-            await api.to_end(_cancel(job.id, api))
-        return Response(status_code=499)
+        job = await _waited(request, await asyncio.shield(creating), api)
+    except (asyncio.CancelledError, _ClientGoneError) as gone:
+        if idempotency_key is None:
+            api.begin(_withdraw(creating, api))
+        if isinstance(gone, asyncio.CancelledError):
+            raise
+        return Response(status_code=_CLIENT_GONE)
     if not job.state.is_final:
         raise ApiError(
             f"video {job.id} is not ready after {api.config.api.max_sync_s:g} s; it goes on",
@@ -75,5 +80,7 @@ async def _client_gone(request: Request) -> None:
         pass
 
 
-async def _cancel(job_id: str, api: Context) -> None:
-    await api.service.cancel(job_id)
+async def _withdraw(creating: asyncio.Task[Job], api: Context) -> None:
+    """Cancels a video as soon as it is there; it may have ended, or never come to be."""
+    with suppress(AvatarError):
+        await api.service.cancel((await creating).id)

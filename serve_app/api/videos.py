@@ -35,7 +35,7 @@ async def create_video(request: Request, api: Api, idempotency_key: IdempotencyH
     What is accepted survives restarts. What is not is refused with the reason and the numbers: 422 when it never fits
     or its deadline is too short, 503 with Retry-After when there is no capacity for it now.
     """
-    return _told(await created(request, api, idempotency_key), api)
+    return video_of(await created(request, api, idempotency_key), api)
 
 
 @router.post("/v1/videos/plan", summary="What would be promised", openapi_extra=BODY)
@@ -65,7 +65,7 @@ async def list_videos(
     """Lists videos page by page, the newest first."""
     state = None if status is None else STATE[status]
     page = await api.service.jobs(after=after, limit=limit, order=order, state=state)
-    videos = tuple(_told(job, api) for job in page.jobs)
+    videos = tuple(video_of(job, api) for job in page.jobs)
     return VideoList(
         data=videos,
         first_id=videos[0].id if videos else None,
@@ -77,13 +77,13 @@ async def list_videos(
 @router.get("/v1/videos/{video_id}", summary="Look at a video")
 async def get_video(video_id: str, api: Api) -> Video:
     """Answers the video as it is now; a failed one too is told with status 200."""
-    return _told(await api.service.job(video_id), api)
+    return video_of(await api.service.job(video_id), api)
 
 
 @router.post("/v1/videos/{video_id}/cancel", summary="Cancel a video")
 async def cancel_video(video_id: str, api: Api) -> Video:
     """Cancels a waiting video at once; a running one stops at its next block border. 409 for one that has ended."""
-    return _told(await api.service.cancel(video_id), api)
+    return video_of(await api.service.cancel(video_id), api)
 
 
 @router.delete("/v1/videos/{video_id}", summary="Delete a video")
@@ -141,7 +141,3 @@ async def ended(video_id: str, api: Context, *, timeout_s: float) -> Job:
             seen = events[-1].number
         else:
             await api.service.wait_for_event(video_id, after=seen, timeout_s=left_s)
-
-
-def _told(job: Job, api: Context) -> Video:
-    return video_of(job, keep_s=api.config.times.keep_s)

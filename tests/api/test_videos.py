@@ -257,12 +257,12 @@ def test_a_video_is_followed_through_its_life(server: Server) -> None:
 
 def test_a_failed_video_is_told_with_its_error(server: Server) -> None:
     video_id = server.create()
-    server.store.fail(video_id, error=JobError("render_failed", "it broke"))
+    server.store.fail(video_id, error=JobError("render_failed", f'"{server.folder}/live" broke'))
     answer = server.client.get(f"/v1/videos/{video_id}")
     assert answer.status_code == 200
     assert (answer.json()["status"], answer.json()["error"]) == (
         "failed",
-        {"code": "render_failed", "message": "it broke"},
+        {"code": "render_failed", "message": '".../live" broke'},
     )
 
 
@@ -365,3 +365,15 @@ def test_a_sync_client_that_goes_away_cancels_its_video(server: Server) -> None:
     asking.join()
     until(lambda: not server.store.unfinished())
     assert [job.state for job in server.store.page().jobs] == [JobState.CANCELLED]
+
+
+def test_a_sync_client_with_a_key_may_come_back(server: Server) -> None:
+    headers = {"Idempotency-Key": "k1"}
+    with new_client(server.url, timeout_s=0.5) as client, pytest.raises(httpx2.TimeoutException):
+        client.post("/v1/videos/sync", json=AS_JSON, headers=headers)
+    until(lambda: server.service.waiting == 0)
+    [job] = server.store.unfinished()
+    with server.leading(job.id) as leader:
+        leader.append(b"head")
+        leader.complete()
+    assert server.client.post("/v1/videos/sync", json=AS_JSON, headers=headers).content == b"head"
