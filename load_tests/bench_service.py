@@ -51,6 +51,12 @@ LIMITS = Limits(finish_s=600)
 MOST_ADDED = 0.02
 MOST_FIRST_S = MOST_REFUSAL_S = 0.050
 _WITHOUT_GPU = {"CUDA_VISIBLE_DEVICES": ""}
+_TITLES = {
+    "proxy": "ray::ProxyActor",
+    "API": "ray::ServeReplica:live-avatar:Ingress",
+    "Dispatcher": "ray::ServeReplica:live-avatar:Dispatcher",
+}
+"""Ray names its processes."""
 _SETTLE_S = 1.0
 """Between two videos: reports of the last one, and files that are removed, are none of the next one's."""
 
@@ -234,6 +240,7 @@ def print_refusals(url: str, options: argparse.Namespace, *flags: str) -> bool:
     """Prints how fast refusals come when more is asked for than can be made; says whether the run counts."""
     command = [sys.executable, "-m", "load_tests.open_loop", "--host", url, "--json", "--mix", "interactive"]
     load = ["--rate", str(options.rate), "--duration", str(options.duration), "--size", options.size]
+    before = _cpu_by_part()
     ended = subprocess.run(  # noqa: S603
         [*command, *load, "--readers", "none", *flags],
         cwd=ROOT,
@@ -255,6 +262,8 @@ def print_refusals(url: str, options: argparse.Namespace, *flags: str) -> bool:
             goal = f" (goal: p99 below {MOST_REFUSAL_S * 1e3:.0f} ms)" if name == "post, refused" else ""
             parts = ", ".join(f"{each} {figures[each] * 1e3:.1f}" for each in ("p50", "p90", "p99", "longest"))
             say(f"  {name:<15} {parts} ms of {figures['count']}{goal}")
+    spent = {part: (cpu_s - before[part]) / summary["offered"] for part, cpu_s in _cpu_by_part().items()}
+    say(f"  processor time per request: {', '.join(f'{part} {cpu_s * 1e3:.1f}' for part, cpu_s in spent.items())} ms")
     for name in ("faults", "ended"):
         if summary[name]:
             say(f"  {name}: {', '.join(f'{count} {what}' for what, count in summary[name].items())}")
@@ -297,14 +306,20 @@ def _free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def _cpu_s() -> float:
-    """Returns the processor time of this process and all that it started: what other programs do is not in it."""
+def _cpu_s(title: str = "") -> float:
+    """Returns the processor time of this process and all that it started, or of those whose title begins so."""
     total = 0.0
     for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
         with suppress(psutil.Error):
-            times = process.cpu_times()
-            total += times.user + times.system
+            if " ".join(process.cmdline()).startswith(title):
+                times = process.cpu_times()
+                total += times.user + times.system
     return total
+
+
+def _cpu_by_part() -> dict[str, float]:
+    """Returns the processor time of what a request goes through."""
+    return {part: _cpu_s(title) for part, title in _TITLES.items()}
 
 
 def _spread(values: Sequence[float], factor: float = 1.0, form: str = ".2f") -> str:
