@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 LEADER_BUNDLE = 0
+_TRACE = 0.001
 """Ranks are on bundles 1 .. num_ranks."""
 
 
@@ -21,7 +22,8 @@ class Strategy(Enum):
 class GroupBundles:
     """The bundles of one replica group. GPUs may be shares of one, and logical.
 
-    STRICT_PACK is for groups that fit into a node; PACK for wider ones.
+    STRICT_PACK is for groups that fit into a node; PACK for wider ones. `node_resource` is a custom resource of the nodes
+    on which the group may be: every bundle takes a trace of it.
     """
 
     num_ranks: int
@@ -29,6 +31,7 @@ class GroupBundles:
     gpus_per_rank: float = 1.0
     leader_cpus: float = 1.0
     strategy: Strategy = Strategy.STRICT_PACK
+    node_resource: str | None = None
 
     def __post_init__(self) -> None:
         if self.num_ranks < 1:
@@ -46,9 +49,10 @@ class GroupBundles:
 
     def as_list(self) -> list[dict[str, float]]:
         """Returns the bundles in Ray's form, the leader's first."""
+        there = {} if self.node_resource is None else {self.node_resource: _TRACE}
         rank = {"CPU": self.cpus_per_rank, "GPU": self.gpus_per_rank}
-        rank = {name: amount for name, amount in rank.items() if amount > 0}
-        return [{"CPU": self.leader_cpus}, *(dict(rank) for _ in range(self.num_ranks))]
+        rank = {name: amount for name, amount in rank.items() if amount > 0} | there
+        return [{"CPU": self.leader_cpus, **there}, *(dict(rank) for _ in range(self.num_ranks))]
 
     def total(self) -> dict[str, float]:
         """Returns what the group takes in all, by resource."""

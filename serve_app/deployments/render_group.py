@@ -79,6 +79,7 @@ def group_bundles(pool: PoolConfig) -> GroupBundles:
         gpus_per_rank=pool.gpus_per_rank,
         leader_cpus=pool.leader_cpus,
         strategy=Strategy.PACK if pool.spreads_over_nodes else Strategy.STRICT_PACK,
+        node_resource=pool.node_resource,
     )
 
 

@@ -46,6 +46,8 @@ class PoolConfig(Frozen):
     """Compute threads of a rank; None: one for each of its CPUs."""
     spreads_over_nodes: bool = False
     """For groups wider than a node."""
+    node_resource: str | None = Field(default=None, pattern=NAME)
+    """A custom resource of Ray that the nodes with this pool's cards have; None: any node with a free card."""
     scale_up_after_s: float = Field(default=30, ge=0)
     """So long more groups must be wanted than there are; then another one starts, up to `max_groups`."""
     scale_down_after_s: float = Field(default=600, ge=0)

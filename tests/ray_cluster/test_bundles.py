@@ -20,6 +20,11 @@ def test_a_resource_that_a_rank_does_not_take_is_not_asked_for() -> None:
     assert GroupBundles(1, gpus_per_rank=0).as_list()[1] == {"CPU": 1.0}
 
 
+def test_every_bundle_is_bound_to_the_nodes_that_are_named() -> None:
+    bundles = GroupBundles(1, gpus_per_rank=0, node_resource="cards-of-80")
+    assert bundles.as_list() == [{"CPU": 1.0, "cards-of-80": 0.001}] * 2
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
