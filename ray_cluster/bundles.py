@@ -22,8 +22,8 @@ class Strategy(Enum):
 class GroupBundles:
     """The bundles of one replica group. GPUs may be shares of one, and logical.
 
-    STRICT_PACK is for groups that fit into a node; PACK for wider ones. `node_resource` is a custom resource of the nodes
-    on which the group may be: every bundle takes a trace of it.
+    STRICT_PACK is for groups that fit into a node; PACK for wider ones. `node_resource` is a custom resource of the
+    nodes on which the group may be: every bundle takes a trace of it.
     """
 
     num_ranks: int
