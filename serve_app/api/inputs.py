@@ -16,7 +16,7 @@ from typing import BinaryIO, Protocol
 from serve_app.api.bodies import Body
 from serve_app.api.context import Context
 from serve_app.errors import AvatarError, InvalidRequestError, UnsupportedMediaError, UploadNotFoundError, shown
-from serve_app.media.audio import read_speech
+from serve_app.media.audio import measure_speech
 from serve_app.media.image import load_portrait
 from serve_app.schemas.config import AppConfig
 from serve_app.schemas.video import VideoCreate
@@ -203,7 +203,7 @@ def _image_facts(path: Path, config: AppConfig) -> ImageFacts:
 
 
 def _audio_facts(path: Path, config: AppConfig) -> AudioFacts:
-    speech = read_speech(path, limits=config.audio)
+    speech = measure_speech(path, limits=config.audio)
     return AudioFacts(
         num_samples=speech.num_samples,
         sample_rate=speech.sample_rate,

@@ -15,6 +15,7 @@ from serve_app.schemas.config import AppConfig
 from serve_app.schemas.service import ServiceConfig
 
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8000
+EVERY_ADDRESS = ("0.0.0.0", "::", "")  # noqa: S104
 _LOOK_EVERY_S = 0.5
 
 
@@ -36,6 +37,7 @@ def _serve(options: argparse.Namespace) -> int:
         allow_anonymous=options.allow_anonymous or is_loopback(options.host),
     )
     _check_reach(options.host, config)
+    config = reachable(config, options.host)
     url = url_of(options.host, options.port)
     local_service: Any = import_object("serve_app.local_service:local_service")
     wait_for_groups: Any = import_object("serve_app.local_service:wait_for_groups")
@@ -60,6 +62,14 @@ def service_config(settings: dict[str, object], *, data_dir: Path | None, allow_
     return ServiceConfig.from_settings(merged)
 
 
+def reachable(config: ServiceConfig, host: str) -> ServiceConfig:
+    """Returns the configuration with the names under which clients reach `host`: any, where it is every address."""
+    if is_loopback(host):
+        return config
+    names = ("*",) if host in EVERY_ADDRESS else (*config.allowed_hosts, host)
+    return config.model_copy(update={"allowed_hosts": names})
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches what listens on `host`."""
     return host == "localhost" or host.startswith("127.") or host == "::1"
@@ -67,7 +77,7 @@ def is_loopback(host: str) -> bool:
 
 def url_of(host: str, port: int) -> str:
     """Returns where a server on `host` is reached from this machine."""
-    reached = DEFAULT_HOST if host in ("0.0.0.0", "") else host  # noqa: S104
+    reached = DEFAULT_HOST if host in EVERY_ADDRESS else host
     return f"http://{reached}:{port}"
 
 

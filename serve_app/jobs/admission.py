@@ -5,13 +5,14 @@ What fits and how long it takes is planning's to say, how much disk there is the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 from serve_app.jobs.job import Priority
 from serve_app.jobs.ledger import Ledger
-from serve_app.jobs.quote import Demand, Outcome, Reason, Rejected
+from serve_app.jobs.quote import Admitted, Demand, Outcome, Reason, Rejected
 
 Work_contra = TypeVar("Work_contra", contravariant=True)
 Work = TypeVar("Work")
@@ -19,9 +20,12 @@ Work = TypeVar("Work")
 
 @dataclass(frozen=True)
 class Fits:
-    """The video fits every rank of a layout, and takes `seconds` on a group that does nothing else."""
+    """The video fits every rank of a layout, and takes `seconds` on a group that does nothing else; see Quote."""
 
     seconds: float
+    first_frame_s: float | None = None
+    rank_bytes: tuple[int, ...] = ()
+    card_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -85,23 +89,33 @@ class Admission(Generic[Work]):
 
     def plan(self, work: Work, *, priority: Priority, deadline_s: float | None = None) -> Outcome:
         """Answers what `admit` would, and takes nothing."""
-        demand = self._demand(work, priority, deadline_s)
-        return demand if isinstance(demand, Rejected) else self.ledger.quote(demand)
+        return self._ask(self.ledger.quote, work, priority, deadline_s)
 
     def admit(self, job_id: str, work: Work, *, priority: Priority, deadline_s: float | None = None) -> Outcome:
         """Takes the job into the ledger when all say yes; the caller stores it, or cancels it when that fails."""
-        demand = self._demand(work, priority, deadline_s)
-        return demand if isinstance(demand, Rejected) else self.ledger.admit(job_id, demand)
+        return self._ask(partial(self.ledger.admit, job_id), work, priority, deadline_s)
 
-    def _demand(self, work: Work, priority: Priority, deadline_s: float | None) -> Demand | Rejected:
+    def _ask(
+        self, ledger: Callable[[Demand], Outcome], work: Work, priority: Priority, deadline_s: float | None
+    ) -> Outcome:
         verdicts = {layout: self.planner.judge(work, layout) for layout in self.planner.candidates(work)}
-        seconds = {layout: verdict.seconds for layout, verdict in verdicts.items() if isinstance(verdict, Fits)}
-        if not seconds:
+        fitting = {layout: verdict for layout, verdict in verdicts.items() if isinstance(verdict, Fits)}
+        if not fitting:
             return _never_fits(verdicts)
         lack = self.host.lacks(work)
         if lack is not None:
             return _host_full(lack)
-        return Demand(seconds, priority, deadline_s)
+        seconds = {layout: verdict.seconds for layout, verdict in fitting.items()}
+        outcome = ledger(Demand(seconds, priority, deadline_s))
+        return _with_sizes(outcome, fitting) if isinstance(outcome, Admitted) else outcome
+
+
+def _with_sizes(admitted: Admitted, fitting: Mapping[str, Fits]) -> Admitted:
+    quote = admitted.quote
+    fits = fitting[quote.layout]
+    return Admitted(
+        replace(quote, first_frame_s=fits.first_frame_s, rank_bytes=fits.rank_bytes, card_bytes=fits.card_bytes)
+    )
 
 
 def _never_fits(verdicts: Mapping[str, Fits | DoesNotFit]) -> Rejected:

@@ -42,6 +42,7 @@ def _pool(fleet: Fleet, ledger: Ledger, name: str, reports: Iterable[GroupReport
         "max_groups": config.max_groups,
         "waiting": ledger.num_waiting_for(name),
         "pace": round(fleet.pace.of(name), 3),
+        "presets": fleet.table(name),
         "groups": [_group(report) for report in reports],
     }
 

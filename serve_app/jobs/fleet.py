@@ -8,15 +8,18 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from serve_app.jobs.admission import DoesNotFit, Fits, Nearest
+from serve_app.jobs.job import Document
 from serve_app.jobs.submission import Submission
 from serve_app.planning.calibration import Calibration
-from serve_app.planning.cost import predict
+from serve_app.planning.cost import Prediction, predict
 from serve_app.planning.feasibility import Alternative, Feasible, NeverFits, fits
+from serve_app.planning.geometry import effective_size
 from serve_app.planning.hardware import GIB, KINDS, GpuKind, Gpus
 from serve_app.planning.host import host_budget
 from serve_app.planning.layout import ParallelLayout
 from serve_app.planning.network import PUBLISHED, TINY, DType, ModelDims
 from serve_app.planning.workload import WHOLE_SPEECH_SECONDS, Workload
+from serve_app.schemas.presets import PRESETS, Preset
 from serve_app.schemas.service import PoolConfig
 
 TINY_CHECKPOINT = "tiny"
@@ -68,15 +71,43 @@ class Fleet:
 
     def judge(self, work: Submission, layout: str) -> Fits | DoesNotFit:
         """Returns the verdict for the groups of pool `layout`, and the seconds at their present pace."""
-        misfit = _misfit(self._sites[layout], _memory_case(work.work))
-        return misfit or Fits(self.predicted_s(work.work, layout) * self.pace.of(layout))
+        site = self._sites[layout]
+        verdict = _memory_verdict(site, _memory_case(work.work))
+        if isinstance(verdict, DoesNotFit):
+            return verdict
+        predicted, pace = self._predicted(work.work, layout), self.pace.of(layout)
+        return Fits(
+            predicted.total_seconds * pace,
+            first_frame_s=predicted.first_frame_seconds * pace,
+            rank_bytes=verdict,
+            card_bytes=site.gpus.kind.total_bytes,
+        )
 
     def predicted_s(self, work: Workload, pool: str) -> float:
         """Returns how long the video takes by arithmetic alone."""
+        return self._predicted(work, pool).total_seconds
+
+    def _predicted(self, work: Workload, pool: str) -> Prediction:
         site = self._sites[pool]
         return predict(
             work, site.layout, site.gpus.kind, dtype=site.dtype, calibration=site.calibration, dims=site.dims
-        ).total_seconds
+        )
+
+    def table(self, pool: str) -> list[Document]:
+        """Returns for every preset whether the pool's groups hold it, and how long they take for a second of video."""
+        return [self._row(pool, preset) for preset in PRESETS.values()]
+
+    def _row(self, pool: str, preset: Preset) -> Document:
+        num_frames = (preset.num_clip or 1) * preset.infer_frames
+        work = Workload(
+            effective_size(preset.size, preset.size, "area"), preset.infer_frames, preset.sample_steps, num_frames
+        )
+        row = {"preset": preset.name, "size": str(work.size)}
+        verdict = _memory_verdict(self._sites[pool], _memory_case(work))
+        if isinstance(verdict, DoesNotFit):
+            return {**row, "fits": False, "part": verdict.part, "needed_bytes": verdict.needed_bytes}
+        seconds = self.predicted_s(work, pool) * self.pace.of(pool) / work.timeline.seconds
+        return {**row, "fits": True, "needed_bytes": max(verdict), "seconds_per_video_second": round(seconds, 3)}
 
     def disk_bytes(self, work: Submission) -> int:
         """Returns what the files of a video take, its inputs included."""
@@ -120,11 +151,12 @@ def _memory_case(work: Workload) -> Workload:
 
 
 @lru_cache(maxsize=4096)
-def _misfit(site: _Site, work: Workload) -> DoesNotFit | None:
+def _memory_verdict(site: _Site, work: Workload) -> tuple[int, ...] | DoesNotFit:
+    """Returns what each rank needs, in bytes, or why some rank never holds it."""
     verdict = fits(work, site.layout, site.gpus, calibration=site.calibration, dtype=site.dtype, dims=site.dims)
     match verdict:
-        case Feasible():
-            return None
+        case Feasible(ranks):
+            return tuple(rank.needed_bytes for rank in ranks)
         case NeverFits():
             nearest = tuple(_nearest(one) for one in verdict.nearest if one.layout == site.layout)
             return DoesNotFit(verdict.part, verdict.needed_bytes, verdict.available_bytes, nearest)

@@ -75,7 +75,8 @@ class Margin:
 class Quote:
     """When a video would be done on `layout`: a promise (None for bulk), and what to expect.
 
-    `seconds` is the prediction for it alone. `position` counts the jobs before it on groups of that layout.
+    `seconds` is the prediction for it alone, `first_frame_s` for its first block. `position` counts the jobs before it
+    on groups of that layout. `rank_bytes` is what each rank needs of its card, which has `card_bytes`.
     """
 
     layout: str
@@ -84,6 +85,9 @@ class Quote:
     start_in_s: float
     finish_in_s: float
     position: int
+    first_frame_s: float | None = None
+    rank_bytes: tuple[int, ...] = ()
+    card_bytes: int | None = None
 
 
 @dataclass(frozen=True)

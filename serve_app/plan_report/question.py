@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serve_app.errors import InvalidRequestError
-from serve_app.media.audio import read_speech
+from serve_app.media.audio import measure_speech
 from serve_app.media.image import load_portrait
 from serve_app.planning.geometry import Fit, Size, effective_size, parse_size, plan_timeline
 from serve_app.planning.hardware import Gpus, parse_gpus
@@ -103,7 +103,7 @@ def _portrait(given: dict[str, object], config: AppConfig) -> Size | None:
 def _speech_seconds(given: dict[str, object], config: AppConfig) -> float | None:
     if "audio" not in given:
         return None
-    return read_speech(Path(str(given["audio"])), limits=config.audio).seconds
+    return measure_speech(Path(str(given["audio"])), limits=config.audio).seconds
 
 
 def _input_bytes(given: dict[str, object]) -> int:

@@ -128,6 +128,9 @@ class Quoted(Frozen):
     start_in_s: float = Field(description="expected start")
     finish_in_s: float = Field(description="expected finish")
     position: int = Field(description="jobs before it")
+    first_frame_s: float | None = Field(description="from its start to its first block, as expected")
+    rank_bytes: tuple[int, ...] = Field(description="what each rank needs of its card's memory at the worst moment")
+    card_bytes: int | None = Field(description="memory of that card")
 
 
 class Plan(Quoted):
