@@ -27,7 +27,7 @@ def test_the_same_is_told_as_of_a_voice_that_is_read(write_wav: WriteWav) -> Non
 
 
 def test_what_is_refused_when_read_is_refused_when_measured(write_wav: WriteWav) -> None:
-    with pytest.raises(UnsupportedMediaError, match="at least 0.2 s"):
+    with pytest.raises(UnsupportedMediaError, match=r"at least 0\.2 s"):
         measure_speech(write_wav(np.zeros(100), 16_000), limits=LIMITS)
 
 
