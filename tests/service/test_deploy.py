@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,8 +23,9 @@ from ray.serve.schema import ServeDeploySchema
 from serve_app.app import build_app
 from serve_app.errors import InvalidRequestError
 from serve_app.jobs.store import JobReader
+from serve_app.metrics import Metric
 from tests.end_to_end.conftest import environment
-from tests.service.conftest import READY_S, Server
+from tests.service.conftest import ANSWER_S, READY_S, Server
 
 FLEET = Path(__file__).parents[2] / "serve_app" / "samples" / "fleet.yaml"
 BIN = Path(sys.executable).parent
@@ -64,17 +66,23 @@ def test_a_service_that_would_let_everybody_in_says_so_or_does_not_start(tmp_pat
 
 
 @contextmanager
-def ray_head(folder: Path, environ: dict[str, str]) -> Iterator[str]:
-    """A Ray of the test's own, with the dashboard that `serve deploy` talks to; yields its address."""
+def ray_head(folder: Path, environ: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """A Ray of the test's own; yields where `serve deploy` finds its dashboard, and Prometheus its metrics."""
     port = Server(folder, folder).port
     command = [BIN / "ray", "start", "--head", "--block", "--port=0", "--num-cpus=8", f"--temp-dir={folder}"]
-    command += ["--include-dashboard=true", f"--dashboard-port={port}", "--dashboard-host=127.0.0.1"]
+    metrics_port = Server(folder, folder).port
+    command += [
+        f"--metrics-export-port={metrics_port}",
+        "--include-dashboard=true",
+        f"--dashboard-port={port}",
+        "--dashboard-host=127.0.0.1",
+    ]
     with (folder / "head.log").open("w") as log:
         head = subprocess.Popen(command, env=environ, stdout=log, stderr=log, start_new_session=True)
     address = f"http://127.0.0.1:{port}"
     try:
         wait_for_answer(f"{address}/api/version")
-        yield address
+        yield address, f"http://127.0.0.1:{metrics_port}/metrics"
     finally:
         everything = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
         os.killpg(head.pid, signal.SIGTERM)
@@ -132,11 +140,21 @@ class Deployment:
         return groups
 
 
+def check_metrics(url: str) -> None:
+    """Waits until every metric of the service is exported; Ray sends them every few seconds."""
+    wanted = {f"ray_{metric}" for metric in Metric} - {f"ray_{Metric.GROUP_RESTARTS}"}
+    deadline, names = time.monotonic() + READY_S, set[str]()
+    while not wanted <= names:
+        assert time.monotonic() < deadline, wanted - names
+        lines = httpx2.get(url, timeout=ANSWER_S).text.splitlines()
+        names = {re.sub(r"(_bucket|_sum|_count)?[{ ].*", "", line) for line in lines if line.startswith("ray_avatar")}
+
+
 def test_redeploying_and_scaling_down_lose_nothing(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> None:
     folder = tmp_path_factory.mktemp("r")
     environ = {**environment(cache), "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     pool = {"name": "tiny", "model": "live-avatar-tiny", "leader_cpus": 0.1, "cpus_per_rank": 0.5}
-    with ray_head(folder, environ) as address:
+    with ray_head(folder, environ) as (address, metrics):
         deployment = Deployment(folder, address, environ)
         server = deployment.server
         deployment.deploy([{**pool, "min_groups": 2, "max_groups": 2}])
@@ -150,6 +168,7 @@ def test_redeploying_and_scaling_down_lose_nothing(tmp_path_factory: pytest.Temp
         ended = [server.ended(video["id"]) for video in videos]
         assert [video["status"] for video in ended] == ["completed"] * 3
         deployment.until_groups(lambda groups: list(groups.values()) == ["ready"] and not groups.keys() & before.keys())
+        check_metrics(metrics)
     reader = JobReader.open(folder / "data" / "jobs.sqlite3")
     assert [reader.get(video["id"]).attempt for video in videos] == [1, 1, 1]
     reader.close()
