@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Protocol
 
 from serve_app.errors import UnavailableError
@@ -22,6 +22,7 @@ from serve_app.jobs.ledger import Ledger, LedgerLimits
 from serve_app.jobs.messages import Answer, End, Ending, GroupCondition, GroupReport, Order, Run
 from serve_app.jobs.quote import Admitted, Margin, Outcome, Place, Quote, Rejected
 from serve_app.jobs.recovery import restore
+from serve_app.jobs.roll import Roll
 from serve_app.jobs.store import BlockReport, JobStore
 from serve_app.jobs.submission import Submission
 from serve_app.metrics import Metric, Metrics
@@ -45,14 +46,6 @@ class Videos(Protocol):
     def end(self, job_id: str) -> None: ...
 
     def delete(self, job_id: str) -> None: ...
-
-
-@dataclass
-class _Member:
-    """A group as its leader described it last."""
-
-    report: GroupReport
-    heard_at: float
 
 
 class Dispatching:
@@ -84,12 +77,11 @@ class Dispatching:
             clock, LedgerLimits(margin=margin, bulk_floor=limits.bulk_floor, max_waiting=limits.max_waiting)
         )
         self._admission = Admission(self._ledger, fleet, disk)
-        self._members: dict[str, _Member] = {}
+        self._roll = Roll(clock, times.lost_after_s)
         self._orders: dict[str, Order] = {}
         self._stops: set[tuple[str, int]] = set()
         self._unheard: set[str] = set()
         """Jobs that ran when this began, and of which no leader has told yet: until then nothing is admitted."""
-        self._grace_ends_at = clock() + times.grace_s
         self._recover()
 
     def plan(self, wanted: Submission) -> Outcome:
@@ -148,33 +140,30 @@ class Dispatching:
 
     def report(self, told: GroupReport) -> Answer:
         """Takes what a leader says and answers what it shall do."""
-        before = self._members.get(told.group)
-        self._members[told.group] = _Member(told, self._clock())
-        if before is not None and told.num_restarts > before.report.num_restarts:
-            self._metrics.count(Metric.GROUP_RESTARTS, pool=told.pool)
         is_end_taken = None if told.end is None else self._take_end(told, told.end)
         self._follow(told)
         is_wanted = told.run is None or self._is_wanted(told, told.run)
+        self._note(told)
         self._start_idle()
         return self._answer(told, stops=not is_wanted, is_end_taken=is_end_taken)
 
     def answer_again(self, group: str) -> Answer:
         """Returns what a group shall do now that has reported a moment ago."""
-        told = self._members[group].report
+        told = self._roll.find(group)
+        if told is None:  # it was lost in between: its next report is that of a new group
+            return Answer()
         return self._answer(told, stops=told.run is not None and not self._is_wanted(told, told.run), is_end_taken=None)
 
     def tick(self) -> None:
         """Does what only time brings; call it about once a second."""
-        now = self._clock()
-        if now >= self._grace_ends_at:
+        for group in self._roll.tick():
+            self._lose_group(group)
+        if self._is_grace_over:
             self._give_up_unheard()
-        for name, member in list(self._members.items()):
-            if now - member.heard_at > self._times.lost_after_s:
-                self._lose_group(name)
         for job_id in self._ledger.take_expired():
             self._expire(job_id)
         self._start_idle()
-        capacity.show(self._fleet, self._ledger, self._reports(), self._metrics)
+        capacity.show(self._fleet, self._ledger, self._roll.reports(), self._metrics)
 
     def close(self) -> None:
         """Takes and starts nothing from now on."""
@@ -182,11 +171,20 @@ class Dispatching:
 
     def capacity(self) -> Document:
         """Returns pools, groups and queue."""
-        is_admitting = not self._unheard and not self._ledger.is_closed
-        return capacity.capacity(self._fleet, self._ledger, self._reports(), is_admitting=is_admitting)
+        is_admitting = self._is_open and not self._ledger.is_closed
+        return capacity.capacity(self._fleet, self._ledger, self._roll.reports(), is_admitting=is_admitting)
+
+    @property
+    def _is_grace_over(self) -> bool:
+        return self._roll.listened_s >= self._times.grace_s
+
+    @property
+    def _is_open(self) -> bool:
+        """Whether enough was heard, since this began, to say what can be promised."""
+        return not self._unheard and (self._is_grace_over or not self._roll.is_empty)
 
     def _check_is_open(self) -> None:
-        if self._unheard:
+        if not self._is_open:
             raise UnavailableError(
                 "the Dispatcher has just restarted and hears first what runs", remedy="try again in some seconds"
             )
@@ -212,14 +210,29 @@ class Dispatching:
     def _recover(self) -> None:
         """Builds the ledger from the store; when jobs ran, waits for their leaders before anything else."""
         unfinished = self._store.unfinished()
-        restore(self._ledger, unfinished, wall_now=self._wall_clock())
         self._unheard = {job.id for job in unfinished if job.state is JobState.RUNNING}
         self._stops = {(job.id, job.attempt) for job in unfinished if job.is_cancel_requested}
         for job in unfinished:
             self._disk.hold(job.id, job.quote["disk_bytes"])
+            self._wait(job)
         for job in reversed(self._store.page(limit=_PACE_JOBS, state=JobState.COMPLETED).jobs):
             self._learn(job)
         log.info("dispatcher started", extra={"epoch": self._store.epoch, "unfinished": len(unfinished)})
+
+    def _wait(self, job: Job) -> None:
+        """Lets a stored job wait for a group; a job whose pool is configured no more would wait for ever."""
+        if job.state is JobState.QUEUED and job.layout not in self._fleet.pools:
+            error = JobError("pool_removed", f"pool {job.layout}, which was to make the video, is configured no more")
+            self._ended(self._store.fail(job.id, error=error))
+        else:
+            restore(self._ledger, [job], wall_now=self._wall_clock())
+
+    def _note(self, told: GroupReport) -> None:
+        """Takes a report as a sign of life; what could not be followed is none."""
+        before = self._roll.find(told.group)
+        if before is not None and told.num_restarts > before.num_restarts:
+            self._metrics.count(Metric.GROUP_RESTARTS, pool=told.pool)
+        self._roll.note(told)
 
     def _give_up_unheard(self) -> None:
         """Settles the attempts that no leader reported in time."""
@@ -235,10 +248,12 @@ class Dispatching:
             case GroupCondition.FAILED | GroupCondition.GONE:
                 self._lose_group(name)
             case GroupCondition.DRAINING:
-                if known is not None:
-                    self._ledger.drain_group(name)
+                if known is None:
+                    self._ledger.add_group(name, layout=told.pool)
+                self._ledger.drain_group(name)
             case GroupCondition.STARTING:
-                if known is None or (known.running is None and known.is_ready):
+                is_late = known is not None and known.free_at <= self._clock()
+                if known is None or (known.running is None and (known.is_ready or is_late)):
                     self._ledger.add_group(name, layout=told.pool, ready_in_s=_START_GUESS_S)
             case GroupCondition.READY | GroupCondition.BUSY:
                 if known is None or not known.is_ready:
@@ -246,8 +261,8 @@ class Dispatching:
 
     def _is_wanted(self, told: GroupReport, run: Run) -> bool:
         """Notes how far an attempt is; says whether it shall go on."""
-        group = self._ledger.groups.get(told.group)
-        is_known = group is not None and group.running is not None and group.running.job_id == run.job_id
+        order = self._orders.get(told.group)
+        is_known = order is not None and (order.job_id, order.attempt) == (run.job_id, run.attempt)
         if not is_known and not self._adopt(told, run):
             return False
         if (run.job_id, run.attempt) in self._stops:
@@ -277,10 +292,11 @@ class Dispatching:
         if job is None or job.attempt != end.attempt:
             return False
         if job.state is not JobState.RUNNING:
-            return job.state is not JobState.COMPLETED or job.location == end.location
+            return end.ending is not Ending.COMPLETED or job.location == end.location
         self._orders.pop(told.group, None)
         self._unheard.discard(job.id)
-        if end.ending is Ending.LOST:
+        is_stopped_unasked = end.ending is Ending.CANCELLED and not job.is_cancel_requested
+        if end.ending is Ending.LOST or is_stopped_unasked:
             self._forget_run(told.group, job.id)
             self._requeue(job, cause=end.error or _LOST, is_to_blame=end.is_to_blame)
             return True
@@ -293,10 +309,10 @@ class Dispatching:
         match end.ending:
             case Ending.COMPLETED:
                 return self._store.complete(job.id, attempt=end.attempt, location=end.location, result=end.result)
-            case Ending.CANCELLED if job.is_cancel_requested:
+            case Ending.CANCELLED:
                 return self._store.cancel(job.id, attempt=end.attempt)
             case _:
-                error = end.error or JobError("render_failed", "the render was stopped by its leader")
+                error = end.error or JobError("render_failed", "the render failed without a word")
                 return self._store.fail(job.id, attempt=end.attempt, error=error)
 
     def _forget_run(self, group: str, job_id: str) -> None:
@@ -308,12 +324,11 @@ class Dispatching:
             self._ledger.cancel(job_id)
 
     def _lose_group(self, name: str) -> None:
-        """Forgets a group whose leader is gone or has given up, and settles what it was working on."""
-        log.warning("group lost", extra={"group": name})
-        self._members.pop(name, None)
+        """Plans on a group no more whose leader is gone or has given up, and settles what it was working on."""
         self._orders.pop(name, None)
         if name not in self._ledger.groups:
             return
+        log.warning("group lost", extra={"group": name})
         booking = self._ledger.lose_group(name)
         if booking is not None:
             self._settle_lost(self._store.get(booking.job_id))
@@ -330,7 +345,7 @@ class Dispatching:
         after = self._store.lose_group(job.id, attempt=job.attempt, cause=cause, has_brought_down=is_to_blame)
         self._stops.discard((job.id, job.attempt))
         if after.state is JobState.QUEUED:
-            restore(self._ledger, [after], wall_now=self._wall_clock())
+            self._wait(after)
         else:
             self._ended(after)
 
@@ -351,6 +366,9 @@ class Dispatching:
         return Answer(order=order, stops=stops, is_end_taken=is_end_taken, num_waiting=waiting)
 
     def _expire(self, job_id: str) -> None:
+        job = self._store.find(job_id)
+        if job is None or job.state is not JobState.QUEUED:  # it was cancelled since the ledger dropped it
+            return
         error = JobError("deadline_passed", "the deadline passed before a group was free")
         self._ended(self._store.fail(job_id, error=error))
 
@@ -367,9 +385,6 @@ class Dispatching:
         seconds, predicted_s = job.result.get("inference_time_s"), job.quote.get("predicted_s")
         if seconds and predicted_s and job.layout in self._fleet.pools:
             self._fleet.pace.learn(job.layout, seconds=seconds, predicted_s=predicted_s)
-
-    def _reports(self) -> list[GroupReport]:
-        return [member.report for member in self._members.values()]
 
 
 def _order(job: Job) -> Order:

@@ -212,8 +212,7 @@ def test_a_video_of_an_attempt_that_was_given_up_is_thrown_away(stage: Stage) ->
         job = stage.accept()
         await stage.until(lambda: leader.is_busy)
         stage.is_deaf = True
-        stage.service.clock.now += 1000
-        stage.service.dispatching.tick()
+        stage.service.silence(TIMES.lost_after_s + 1)
         assert stage.service.job(job.id).state is JobState.QUEUED
         stage.source.permits.release(2 * NUM_BLOCKS)
         await stage.until(lambda: stage.videos.is_committed(job.id, attempt=1))

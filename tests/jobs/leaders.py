@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from serve_app.errors import UnavailableError
 from serve_app.jobs.data_disk import DataDisk
@@ -94,6 +96,19 @@ class Service:
     def job(self, job_id: str) -> Job:
         return self.reader.get(job_id)
 
+    def silence(self, seconds: float, *, heard: Iterable[FakeLeader] = ()) -> None:
+        """Lets time pass, tick by tick, in which only some leaders report."""
+        until = self.clock.now + seconds
+        while self.clock.now < until:
+            self.clock.now = min(until, self.clock.now + 1.0)
+            for leader in heard:
+                leader.report()
+            self.dispatching.tick()
+
+    def groups(self) -> list[Any]:
+        """Returns what is told of all groups."""
+        return [group for pool in self.dispatching.capacity()["pools"] for group in pool["groups"]]
+
 
 def wanted(**changes: object) -> Submission:
     asked: dict[str, object] = {
@@ -138,7 +153,8 @@ class FakeLeader:
                 self.service.shelf.committed.discard((self.end.job_id, self.end.attempt))
             self.end = None
         self.is_stopped = self.is_stopped or (answer.stops and self.order is not None)
-        if answer.order is not None and self.order is None and self.end is None:
+        is_free = self.order is None and self.end is None and self.condition is not GroupCondition.DRAINING
+        if answer.order is not None and is_free:
             self.order, self.blocks_done, self.is_stopped = answer.order, 0, False
         return answer
 
@@ -159,7 +175,8 @@ class FakeLeader:
         self._ended(Ending.FAILED, error=JobError(code, "it did not work"))
 
     def lose_ranks(self) -> None:
-        self.condition = GroupCondition.STARTING
+        if self.condition is not GroupCondition.DRAINING:
+            self.condition = GroupCondition.STARTING
         self._ended(Ending.LOST, error=JobError("gang_failed", "rank 1 died"), is_to_blame=True)
 
     def _ended(self, ending: Ending, *, error: JobError | None = None, is_to_blame: bool = False) -> None:
