@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
@@ -18,7 +19,7 @@ from serve_app.jobs.dispatching import Dispatching
 from serve_app.jobs.errors import StaleEpochError, StoreError
 from serve_app.jobs.fleet import Fleet
 from serve_app.jobs.job import Document, Job
-from serve_app.jobs.messages import Answer, GroupReport
+from serve_app.jobs.messages import Answer, GroupCondition, GroupReport
 from serve_app.jobs.quote import Outcome, Place, Rejected
 from serve_app.jobs.retention import Retention
 from serve_app.jobs.store import JobStore
@@ -40,8 +41,9 @@ Value = TypeVar("Value")
 class Dispatcher:
     """Every method answers a value, or the AvatarError that the caller is to raise.
 
-    One thread does all the work, so that nothing needs a lock and the event loop only waits. When the job store
-    fails, or another Dispatcher has taken it over, this one says so in its health check and is replaced.
+    One thread does all the work, so that nothing needs a lock and the event loop only waits; files are swept on
+    another, for that takes long. When the job store fails, another Dispatcher has taken it over, or time cannot pass
+    any more, this one says so in its health check and is replaced.
     """
 
     def __init__(self, config: ServiceConfig) -> None:
@@ -49,7 +51,7 @@ class Dispatcher:
         self._times = config.times
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="dispatching")
         self._held: dict[str, asyncio.Event] = {}
-        self._fatal: AvatarError | None = None
+        self._fatal: Exception | None = None
         store = JobStore.take_over(config.data_dir / STORE_NAME, wall_clock=time.time)
         self._dispatching = self._made(config, store)
         self._retention = Retention(
@@ -92,10 +94,17 @@ class Dispatcher:
         A new report of the same group ends the wait of an older one.
         """
         self._wake(told.group)
-        answer = await self._done(partial(self._dispatching.report, told))
-        if isinstance(answer, AvatarError) or not _may_wait(answer):
-            return answer
-        await self._hold(told.group)
+        # From here on, for what happens between the answer and its wait is news too.
+        news = self._held[told.group] = asyncio.Event()
+        try:
+            answer = await self._done(partial(self._dispatching.report, told))
+            if isinstance(answer, AvatarError) or not _may_wait(told, answer):
+                return answer
+            with suppress(TimeoutError):
+                await asyncio.wait_for(news.wait(), self._times.report_every_s)
+        finally:
+            if self._held.get(told.group) is news:
+                del self._held[told.group]
         return await self._done(partial(self._dispatching.answer_again, told.group))
 
     async def check_health(self) -> None:
@@ -131,21 +140,15 @@ class Dispatcher:
         try:
             return await self._loop.run_in_executor(self._thread, work)
         except (StoreError, StaleEpochError) as error:
-            log.exception("the job store failed")
-            self._fatal = error
+            self._give_up(error)
             return _replaced()
         except AvatarError as error:
             return error
 
-    async def _hold(self, group: str) -> None:
-        event = self._held[group] = asyncio.Event()
-        try:
-            await asyncio.wait_for(event.wait(), self._times.report_every_s)
-        except TimeoutError:
-            pass
-        finally:
-            if self._held.get(group) is event:
-                del self._held[group]
+    def _give_up(self, error: Exception) -> None:
+        """Does nothing from now on: nothing is known for certain any more. The next Dispatcher builds on the store."""
+        log.error("dispatcher gives up", exc_info=error)
+        self._fatal = self._fatal or error
 
     def _wake_from_thread(self, group: str) -> None:
         self._loop.call_soon_threadsafe(self._wake, group)
@@ -158,16 +161,25 @@ class Dispatcher:
     async def _tick_for_ever(self) -> None:
         while True:
             await asyncio.sleep(_TICK_S)
-            await self._done(self._dispatching.tick)
+            try:
+                error = await self._done(self._dispatching.tick)
+            except Exception as unforeseen:
+                error = unforeseen
+            if error is not None and self._fatal is None:
+                self._give_up(error)
 
     async def _sweep_for_ever(self) -> None:
         while True:
-            await self._done(self._retention.sweep)
+            try:
+                await asyncio.to_thread(self._retention.sweep)
+            except Exception:  # what stays now, the next sweep removes
+                log.exception("sweep failed")
             await asyncio.sleep(_SWEEP_EVERY_S)
 
 
-def _may_wait(answer: Answer) -> bool:
-    return answer.order is None and not answer.stops and answer.is_end_taken is None
+def _may_wait(told: GroupReport, answer: Answer) -> bool:
+    has_news = answer.order is not None or answer.stops or answer.is_end_taken is not None
+    return not has_news and told.condition is not GroupCondition.GONE
 
 
 def _replaced() -> UnavailableError:

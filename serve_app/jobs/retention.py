@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
+from serve_app.jobs.errors import JobNotFoundError
 from serve_app.jobs.store import JobStore
 
 log = logging.getLogger(__name__)
@@ -34,7 +36,7 @@ class Uploads(Protocol):
 
 @dataclass(frozen=True)
 class Retention:
-    """Sweeps; whatever a crash left half removed, the next sweep removes."""
+    """Sweeps, beside a Dispatcher that works; whatever was left half removed, the next sweep removes."""
 
     store: JobStore
     videos: Videos
@@ -46,7 +48,8 @@ class Retention:
         """Removes what has been kept long enough, and videos of jobs that are not there; returns how many."""
         ended = self.store.ended_before(self.wall_clock() - self.keep_s, limit=_AT_ONCE)
         for job in ended:
-            self.store.delete(job.id)
+            with suppress(JobNotFoundError):  # somebody deletes it at the same time
+                self.store.delete(job.id)
             self.videos.delete(job.id)
         orphans = [job_id for job_id in self.videos.job_ids() if self.store.find(job_id) is None]
         for job_id in orphans:

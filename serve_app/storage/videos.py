@@ -78,22 +78,26 @@ class VideoFiles:
             self.location(job_id, attempt).unlink()
 
     def end(self, job_id: str) -> None:
-        """Removes the pieces of a job that has ended; its video stays."""
-        with suppress(FileNotFoundError):
-            shutil.rmtree(self._root / "live" / _checked(job_id))
+        """Removes the pieces of a job that has ended; its video stays.
+
+        An attempt that was given up may still write: what it leaves goes with the job, in `delete`.
+        """
+        shutil.rmtree(self._root / "live" / _checked(job_id), ignore_errors=True)
+        with suppress(OSError):
+            for part in (self._root / "videos" / job_id).glob(_unfinished(Path("*")).name):
+                part.unlink(missing_ok=True)
 
     def delete(self, job_id: str) -> None:
-        """Removes everything of a job."""
-        self.end(job_id)
-        with suppress(FileNotFoundError):
-            shutil.rmtree(self._root / "videos" / _checked(job_id))
+        """Removes everything of a job; what cannot be removed now is in `job_ids` still."""
+        for folder in ("live", "videos"):
+            shutil.rmtree(self._root / folder / _checked(job_id), ignore_errors=True)
 
     def job_ids(self) -> set[str]:
         """Returns the jobs of which anything is here."""
         found: set[str] = set()
         for folder in ("live", "videos"):
             with suppress(FileNotFoundError):
-                found |= {entry.name for entry in (self._root / folder).iterdir()}
+                found |= {entry.name for entry in (self._root / folder).iterdir() if _JOB_ID.fullmatch(entry.name)}
         return found
 
     def _live(self, job_id: str, attempt: int) -> Path:

@@ -43,3 +43,20 @@ def test_old_jobs_and_orphans_go_and_the_inputs_of_waiting_jobs_stay(tmp_path: P
     assert (store.find(old.id), videos.job_ids()) == (None, {young.id})
     assert {store.get(young.id).id, store.get(waits.id).id} == {young.id, waits.id}
     assert uploads.kept == {"file_1", "file_2"}
+
+
+def test_a_sweep_goes_on_beside_files_that_are_none_of_its_own_and_jobs_that_somebody_deletes(tmp_path: Path) -> None:
+    clock, videos = Clock(), VideoFiles(tmp_path)
+    store = JobStore.take_over(tmp_path / "jobs.sqlite3", wall_clock=clock)
+    ended = [store.add(new_job()) for _ in range(2)]
+    for job in ended:
+        store.fail(job.id, error=JobError("a", "b"))
+    clock.now += KEEP_S + 1
+    (tmp_path / "videos" / "lost+found").mkdir(parents=True)
+    retention = Retention(store, videos, OneUpload(), keep_s=KEEP_S, wall_clock=clock)
+    found = store.ended_before(clock.now, limit=10)
+    store.delete(ended[0].id)
+    store.ended_before = lambda *_, **__: found  # type: ignore[method-assign]
+    assert retention.sweep() == 2
+    assert store.find(ended[1].id) is None
+    assert (tmp_path / "videos" / "lost+found").is_dir()
