@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,13 +16,35 @@ from fastapi import Depends, Request
 from serve_app.api.service import VideoService
 from serve_app.errors import UnavailableError
 from serve_app.schemas.service import ServiceConfig
-from serve_app.storage.files import FileStore
+from serve_app.storage.files import Facts, FileStore, Kind
 from serve_app.storage.videos import VideoFiles
 
 MAX_DECODERS = 2
 """Images and sounds that are decoded at once: each may take hundreds of MB."""
 
+MAX_SEEN = 1000
+
 Value = TypeVar("Value")
+
+
+class SeenFiles:
+    """Facts about files that were decoded lately, by digest: who is refused sends the same files again."""
+
+    def __init__(self) -> None:
+        self._facts: OrderedDict[tuple[str, Kind], Facts] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def facts(self, sha256: str, kind: Kind, decode: Callable[[], Facts]) -> Facts:
+        """Returns what is in a file, from memory if possible; raises what `decode` raises."""
+        with self._lock:
+            facts = self._facts.get((sha256, kind))
+        facts = facts or decode()
+        with self._lock:
+            self._facts[sha256, kind] = facts
+            self._facts.move_to_end((sha256, kind))
+            if len(self._facts) > MAX_SEEN:
+                self._facts.popitem(last=False)
+        return facts
 
 
 @dataclass
@@ -56,6 +80,7 @@ class Context:
     decoders: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(MAX_DECODERS, thread_name_prefix="decoder")
     )
+    seen: SeenFiles = field(default_factory=SeenFiles)
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 
     def shown(self, message: str) -> str:
@@ -83,7 +108,7 @@ class Context:
             task.exception()  # somebody may have stopped waiting for it
 
 
-def _context(request: Request) -> Context:
+async def _context(request: Request) -> Context:  # a plain function would be sent to a thread
     return cast(Context, request.app.state.context)
 
 

@@ -63,7 +63,10 @@ class Sent:
 
     def _add(self, api: Context, kind: Kind) -> StoredFile:
         self.file.seek(0)
-        inspect = _Inspector(api.config, param=self.param, kind=kind)
+
+        def inspect(path: Path, sha256: str) -> Facts:
+            return api.seen.facts(sha256, kind, lambda: _facts(path, kind, self.param, api.config))
+
         return api.files.add(self.file, inspect=inspect, purpose=INLINE, filename=self.filename)
 
 
@@ -165,30 +168,23 @@ def _only(found: list[Source], part: str, reference: str) -> Source:
     raise InvalidRequestError(message, remedy=f"send either a file part {part} or {reference}", param=part)
 
 
-@dataclass(frozen=True)
-class _Inspector:
-    """Decodes a file as what it shall be; in what it says of it, the client's word stands for our path."""
-
-    config: AppConfig
-    param: str
-    kind: Kind
-
-    def __call__(self, path: Path) -> Facts:
-        try:
-            return (_image_facts if self.kind == "image" else _audio_facts)(path, self.config)
-        except AvatarError as error:
-            # Decoders name the file too, in their own way.
-            message = error.message.replace(f'"{path}"', self.param).replace(str(path), self.param)
-            raise UnsupportedMediaError(message, remedy=error.remedy, param=self.param) from error
+def _facts(path: Path, kind: Kind, param: str, config: AppConfig) -> Facts:
+    """Decodes a file as what it shall be; in what is said of it, the client's word stands for our path."""
+    try:
+        return (_image_facts if kind == "image" else _audio_facts)(path, config)
+    except AvatarError as error:
+        # Decoders name the file too, in their own way.
+        message = error.message.replace(f'"{path}"', param).replace(str(path), param)
+        raise UnsupportedMediaError(message, remedy=error.remedy, param=param) from error
 
 
 def inspect_any(path: Path, config: AppConfig) -> Facts:
     """Decodes a file as an image, or else as sound; raises UnsupportedMediaError that says why it is neither."""
     try:
-        return _Inspector(config, param="file", kind="image")(path)
+        return _facts(path, "image", "file", config)
     except UnsupportedMediaError as no_image:
         try:
-            return _Inspector(config, param="file", kind="audio")(path)
+            return _facts(path, "audio", "file", config)
         except UnsupportedMediaError as no_sound:
             raise UnsupportedMediaError(
                 f"the file is neither an image ({no_image.message}) nor sound ({no_sound.message})",

@@ -151,6 +151,8 @@ async def submit(request: VideoRequest, api: Context, *, key: IdempotencyKey | N
         raise
     if job.spec["image"] != files.image.id:  # the job that the same request made before
         await asyncio.to_thread(forget, api, kept)
+    else:
+        await asyncio.to_thread(api.files.sync, (files.image, files.audio))
     return job
 
 

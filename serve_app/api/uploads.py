@@ -75,11 +75,13 @@ async def create_file(request: Request, api: Api) -> UploadedFile:
         add = partial(
             api.files.add,
             part.file,
-            inspect=lambda path: inspect_any(path, api.config),
+            inspect=lambda path, _: inspect_any(path, api.config),
             purpose=purpose,
             filename=part.filename or "",
         )
-        return _told(await api.decode(add))
+        stored = await api.decode(add)
+        await asyncio.to_thread(api.files.sync, (stored,))
+        return _told(stored)
 
 
 def _check(body: Body) -> str:

@@ -4,7 +4,8 @@
     files/ID.json     what is known of them; an upload is there once this is
     inline/...        the same for what came with a request: it belongs to that request's video alone
 
-No name from a client is ever a path.
+No name from a client is ever a path. Everybody sees a file at once; that it survives a crash of the machine costs far
+more, and only `sync` promises it: most of what comes while there is no capacity goes again within milliseconds.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -57,8 +58,8 @@ class AudioFacts:
 
 
 Facts = ImageFacts | AudioFacts
-Inspect = Callable[[Path], Facts]
-"""Decodes a file and says what is in it; raises UnsupportedMediaError."""
+Inspect = Callable[[Path, str], Facts]
+"""Says what is in a file of this SHA-256; raises UnsupportedMediaError."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class FileStore:
                 num_bytes=num_bytes,
                 sha256=sha256,
                 created_at=self._now(),
-                facts=inspect(part),
+                facts=inspect(part, sha256),
             )
             part.replace(path)
         self._describe(stored)
@@ -123,11 +124,25 @@ class FileStore:
         try:
             with _unfinished(self._inline / twin.id) as part:
                 _link(self.path_of(file_id), part)
+                os.utime(part)  # it is as old as the upload, and must not look forgotten until it is described
                 part.replace(self._inline / twin.id)
         except FileNotFoundError as error:
             raise _not_found(file_id) from error
         self._describe(twin)
         return twin
+
+    def sync(self, files: Iterable[StoredFile]) -> None:
+        """Lets files survive a crash of the machine; one that was removed meanwhile is no error. Raises OutputError."""
+        folders = set()
+        with _told_as_output_error():
+            for stored in files:
+                folder = self._folder(stored.purpose)
+                for path in (folder / stored.id, folder / f"{stored.id}.json"):
+                    with suppress(FileNotFoundError):
+                        _sync(path)
+                folders.add(folder)
+            for folder in folders:
+                _sync(folder)
 
     def get(self, file_id: str) -> StoredFile:
         """Returns what is known of an upload, inline ones too; raises UploadNotFoundError."""
@@ -164,11 +179,14 @@ class FileStore:
         moment = self._now() - older_than_s
         expired = []
         for folder in (self._uploads, self._inline):
+            stay = set()
             for stored in _stored(folder):
                 if stored.created_at < moment and stored.id not in keep:
                     _remove(folder / f"{stored.id}.json")
                     expired.append(stored.id)
-            _sweep(folder, written_before=moment)
+                else:
+                    stay.add(stored.id)
+            _sweep(folder, stay, written_before=moment)
         return expired
 
     def _folder(self, purpose: str) -> Path:
@@ -184,15 +202,11 @@ class FileStore:
         raise _not_found(file_id)
 
     def _describe(self, stored: StoredFile) -> None:
-        """Makes an upload known, on the disk when this returns."""
+        """Makes an upload known."""
         path = self._folder(stored.purpose) / f"{stored.id}.json"
         with _unfinished(path) as part:
-            with part.open("x", encoding="utf-8") as file:
-                json.dump(asdict(stored), file)
-                file.flush()
-                os.fsync(file.fileno())
+            part.write_text(json.dumps(asdict(stored)), encoding="utf-8")
             part.replace(path)
-            _sync_folder(path.parent)
 
 
 def _new_id() -> str:
@@ -212,8 +226,18 @@ def _unfinished(path: Path) -> Iterator[Path]:
     """Yields a name beside `path` to write to and to move there; whatever still has it at the end is removed."""
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
+        with _told_as_output_error():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield part
+    finally:
+        with suppress(OSError):
+            part.unlink()
+
+
+@contextmanager
+def _told_as_output_error() -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -221,21 +245,16 @@ def _unfinished(path: Path) -> Iterator[Path]:
             f"the upload cannot be kept: {error.strerror or error}",
             remedy="give the service's data folder space and the right to write",
         ) from error
-    finally:
-        with suppress(OSError):
-            part.unlink()
 
 
 def _copy(source: BinaryIO, target: Path) -> tuple[int, str]:
-    """Writes everything to the disk; returns the number of bytes and their digest."""
+    """Writes everything; returns the number of bytes and their digest."""
     num_bytes, digest = 0, hashlib.sha256()
     with target.open("xb") as file:
         while chunk := source.read(_COPY_BYTES):
             file.write(chunk)
             num_bytes += len(chunk)
             digest.update(chunk)
-        file.flush()
-        os.fsync(file.fileno())
     return num_bytes, digest.hexdigest()
 
 
@@ -257,10 +276,10 @@ def _stored(folder: Path) -> Iterator[StoredFile]:
 
 
 def _read(path: Path) -> StoredFile | None:
-    """Returns what a description says; None where there is none any more."""
+    """Returns what a description says; None where there is none any more, or a crash of the machine spoiled it."""
     try:
         told: dict[str, Any] = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         return None
     facts = told.pop("facts")
     return StoredFile(**told, facts=ImageFacts(**facts) if "width" in facts else AudioFacts(**facts))
@@ -273,18 +292,18 @@ def _remove(about: Path) -> None:
             path.unlink()
 
 
-def _sweep(folder: Path, *, written_before: float) -> None:
-    """Removes old files that no description names."""
+def _sweep(folder: Path, stay: Collection[str], *, written_before: float) -> None:
+    """Removes old files that no description names, and descriptions that a crash of the machine spoiled."""
     with suppress(FileNotFoundError):
         for path in folder.iterdir():
-            is_described = path.suffix == ".json" or path.with_suffix(".json").exists()
             with suppress(FileNotFoundError):
-                if (path.name.startswith(".") or not is_described) and path.stat().st_mtime < written_before:
+                if path.stem not in stay and path.stat().st_mtime < written_before:
                     path.unlink()
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Waits until the disk has a file, or the names in a folder."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,6 +31,13 @@ def test_an_upload_is_told_with_what_was_read_from_it(server: Server) -> None:
     sound = server.client.get(f"/v1/files/{upload(server, VOICE)}").json()
     assert (sound["kind"], sound["facts"]["seconds"], sound["facts"]["sample_rate"]) == ("audio", 1.0, 16_000)
     assert set(sound["facts"]) == {"num_samples", "sample_rate", "seconds", "peak", "rms", "clipped_share"}
+
+
+def test_an_upload_is_on_the_disk_for_certain_when_it_is_told(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(Path(f"/proc/self/fd/{handle}").readlink().name))
+    file_id = upload(server, PORTRAIT)
+    assert sorted(synced) == sorted([file_id, f"{file_id}.json", "files"])
 
 
 def test_the_bytes_come_back_in_parts_too_and_never_as_a_page(server: Server) -> None:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import base64
+import os
 import threading
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
+from serve_app.api import inputs
+from serve_app.api.context import SeenFiles
 from serve_app.jobs.job import JobError, JobState, Priority
 from serve_app.jobs.quote import Reason, Rejected
 from serve_app.planning.geometry import Size
 from serve_app.planning.workload import Workload
+from serve_app.storage.files import ImageFacts
 from tests.api.conftest import PORTRAIT, PROMPT, VOICE, Serve, Server, new_client, until
 
 IMAGE_URI = "data:image/png;base64," + base64.b64encode(PORTRAIT).decode()
@@ -185,6 +190,62 @@ def test_while_the_dispatcher_is_away_clients_are_told_to_come_again(server: Ser
     assert answer.headers["Retry-After"] in ("1", "2")
     server.error(server.client.get("/readyz"), 503, "unavailable")
     assert server.client.get("/livez").json() == {"status": "ok"}
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of what was written to the disk for certain, outside of the job store."""
+    names: list[str] = []
+
+    def note(handle: int) -> None:
+        names.append(Path(f"/proc/self/fd/{handle}").readlink().name)
+
+    monkeypatch.setattr(os, "fsync", note)
+    return names
+
+
+def test_only_what_is_accepted_is_worth_a_wait_for_the_disk(server: Server, synced: list[str]) -> None:
+    server.service.outcomes = [Rejected(Reason.NO_CAPACITY, "full")]
+    server.error(server.post(), 503, "no_capacity")
+    assert synced == []
+    server.create()
+    assert sorted(synced) == sorted([*server.stored_files(), "inline"])
+
+
+def test_who_is_refused_and_comes_again_is_decoded_once(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[str] = []
+
+    def counted(name: str, decode: Any) -> None:
+        def count(*arguments: Any, **named: Any) -> Any:
+            decoded.append(name)
+            return decode(*arguments, **named)
+
+        monkeypatch.setattr(inputs, name, count)
+
+    counted("load_portrait", inputs.load_portrait)
+    counted("measure_speech", inputs.measure_speech)
+    server.service.outcomes = [Rejected(Reason.NO_CAPACITY, "full")] * 2
+    server.error(server.post(), 503, "no_capacity")
+    server.error(server.post("/v1/videos/plan"), 503, "no_capacity")
+    first, second = server.create(), server.create(seed=1)
+    assert decoded == ["load_portrait", "measure_speech"]
+    told = [server.client.get(f"/v1/videos/{video_id}").json() for video_id in (first, second)]
+    assert without_id(told[0]) == without_id(told[1])
+    for _ in range(2):  # known as one kind is not known as the other, and what is refused is refused again
+        swapped = {"input_reference": VOICE, "audio": PORTRAIT}
+        server.error(server.post(files=swapped), 415, "unsupported_media")
+
+
+def test_the_memory_of_files_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve_app.api.context.MAX_SEEN", 2)
+    seen, decoded = SeenFiles(), []
+
+    def look(digest: str) -> None:
+        seen.facts(digest, "image", lambda: decoded.append(digest) or ImageFacts(1, 1))
+
+    for digest in ("a", "b", "a", "c", "a", "b"):
+        look(digest)
+    assert decoded == ["a", "b", "c", "b"]
 
 
 def test_the_same_key_makes_one_video_in_a_form_and_in_json(server: Server) -> None:

@@ -35,7 +35,7 @@ def store(tmp_path: Path, clock: Clock) -> FileStore:
 
 
 def add(store: FileStore, content: bytes = CONTENT, *, purpose: str = "user_data", facts: Facts = FACTS) -> StoredFile:
-    return store.add(io.BytesIO(content), inspect=lambda _: facts, purpose=purpose, filename="me.png")
+    return store.add(io.BytesIO(content), inspect=lambda *_: facts, purpose=purpose, filename="me.png")
 
 
 def everything(folder: Path) -> list[Path]:
@@ -58,8 +58,9 @@ def test_an_upload_is_known_with_its_digest_and_facts(store: FileStore) -> None:
 def test_facts_are_read_from_the_bytes_before_anybody_sees_them(store: FileStore) -> None:
     seen: list[bytes] = []
 
-    def inspect(path: Path) -> Facts:
+    def inspect(path: Path, sha256: str) -> Facts:
         seen.append(path.read_bytes())
+        assert sha256 == hashlib.sha256(CONTENT).hexdigest()
         assert store.page().files == ()
         return FACTS
 
@@ -68,7 +69,7 @@ def test_facts_are_read_from_the_bytes_before_anybody_sees_them(store: FileStore
 
 
 def test_of_what_is_refused_nothing_stays(store: FileStore, tmp_path: Path) -> None:
-    def refuse(path: Path) -> Facts:
+    def refuse(path: Path, _: str) -> Facts:
         raise UnsupportedMediaError(str(path), remedy="none")
 
     with pytest.raises(UnsupportedMediaError):
@@ -85,7 +86,7 @@ def test_only_ids_of_ours_are_looked_for(store: FileStore, file_id: str) -> None
 
 def test_names_are_for_display_alone(store: FileStore, tmp_path: Path) -> None:
     stored = store.add(
-        io.BytesIO(CONTENT), inspect=lambda _: FACTS, purpose="user_data", filename="../\r\n\x00" + "x" * 999
+        io.BytesIO(CONTENT), inspect=lambda *_: FACTS, purpose="user_data", filename="../\r\n\x00" + "x" * 999
     )
     assert stored.filename.startswith("../???x")
     assert len(stored.filename) == 255
@@ -140,6 +141,52 @@ def test_what_a_crash_left_goes_when_it_is_old(store: FileStore, clock: Clock, t
     (folder / ".young.part").write_bytes(b"x")
     store.expire(older_than_s=clock.now - 600, keep=())
     assert everything(tmp_path) == sorted([folder / ".young.part", folder / kept.id, folder / f"{kept.id}.json"])
+
+
+def test_a_description_that_a_crash_of_the_machine_spoiled_hides_one_file_alone(store: FileStore, clock: Clock) -> None:
+    kept, spoiled = add(store), add(store)
+    about = store.path_of(spoiled.id).with_suffix(".json")
+    about.write_bytes(b"")
+    assert store.page().files == (kept,)
+    with pytest.raises(UploadNotFoundError):
+        store.get(spoiled.id)
+    for path in (about, about.with_suffix("")):
+        os.utime(path, (500, 500))
+    store.expire(older_than_s=clock.now - 600, keep=())
+    assert not about.exists()
+    assert not about.with_suffix("").exists()
+
+
+def test_a_twin_of_an_old_upload_does_not_look_like_what_a_crash_left(store: FileStore, tmp_path: Path) -> None:
+    old = add(store)
+    os.utime(store.path_of(old.id), (500, 500))
+    twin = store.borrow(old.id)
+    store.path_of(twin.id).with_suffix(".json").unlink()  # as before it is described
+    store.expire(older_than_s=100, keep={old.id})
+    assert (tmp_path / "inline" / twin.id).read_bytes() == CONTENT
+
+
+def test_files_survive_a_crash_of_the_machine_once_they_are_synced(
+    store: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(Path(f"/proc/self/fd/{handle}").readlink().name))
+    first, second, gone = add(store), add(store, purpose=INLINE), add(store)
+    assert synced == []
+    store.delete(gone.id)
+    store.sync((first, second, gone))
+    names = [name for one in (first, second) for name in (one.id, f"{one.id}.json")]
+    assert sorted(synced) == sorted([*names, "files", "inline"])
+
+
+def test_a_disk_that_fails_when_synced_is_told(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    stored = add(store)
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OutputError, match="Input/output error"):
+        store.sync((stored,))
 
 
 def test_a_disk_that_refuses_is_told(tmp_path: Path) -> None:
