@@ -9,7 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from serve_app.api import catalog, content, events, health, sync, uploads, videos
-from serve_app.api.context import Context, Streams
+from serve_app.api.context import MAX_LARGEST_BODIES, Context, Room, Streams
 from serve_app.api.errors import ErrorAnswer, add_error_handlers
 from serve_app.api.guard import Guard
 from serve_app.api.service import VideoService
@@ -37,7 +37,8 @@ def build_api(service: VideoService, *, files: FileStore, videos: VideoFiles, co
         responses=_ERRORS,
         generate_unique_id_function=lambda route: route.name,
     )
-    app.state.context = Context(service, files, videos, config, Streams(config.api.max_streams))
+    streams, room = Streams(config.api.max_streams), Room(MAX_LARGEST_BODIES * config.api.max_body_bytes)
+    app.state.context = Context(service, files, videos, config, streams, room)
     for router in _ROUTERS:
         app.include_router(router)
     add_error_handlers(app)

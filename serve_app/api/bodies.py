@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -16,12 +17,20 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
 from serve_app.api.brackets import nested
+from serve_app.api.context import Context, Share
 from serve_app.api.errors import ApiError
-from serve_app.errors import InvalidRequestError, UnsupportedMediaError, shown
+from serve_app.errors import InvalidRequestError, OutputError, UnsupportedMediaError, shown
 from serve_app.schemas.service import ApiLimits
 
 MAX_FIELDS = 64
 MAX_FILES = 4
+MAX_JSON_MARKS = 20_000
+"""Commas and opening brackets, also within text: a longest prompt with the longest metadata has fewer."""
+JSON_WEIGHT = 8
+"""JSON is in memory, several times while it is read; most of a form is on the disk."""
+PATIENCE_S = 60.0
+LEAST_BYTES_PER_S = 16 * 1024
+"""A body may pause for the former, and on average not be slower than the latter."""
 
 
 @dataclass(frozen=True)
@@ -33,52 +42,71 @@ class Body:
 
 
 @asynccontextmanager
-async def read_body(request: Request, *, limits: ApiLimits) -> AsyncIterator[Body]:
+async def read_body(request: Request, api: Context) -> AsyncIterator[Body]:
     """Reads a body; large files go to the disk, which forgets them when the `with` ends.
 
-    Raises ApiError for one that is too large, UnsupportedMediaError for another kind, InvalidRequestError for what
-    cannot be read.
+    Raises ApiError for one that is too large or comes too slowly, UnsupportedMediaError for another kind,
+    InvalidRequestError for what cannot be read, UnavailableError when too much of others is held already.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    match kind:
-        case "application/json":
-            yield Body(_without_nulls(_parsed(await _whole(request, limits.max_json_bytes))))
-        case "multipart/form-data":
-            body = await _read_form(request, limits)
-            try:
-                yield body
-            finally:
-                for part in body.files.values():
-                    await part.close()
-        case _:
-            raise UnsupportedMediaError(
-                f"a body of type {shown(kind)} is not understood",
-                remedy="send multipart/form-data or application/json",
-                param="Content-Type",
-            )
+    if kind not in ("application/json", "multipart/form-data"):
+        raise _not_understood(f"a body of type {kind}", "send multipart/form-data or application/json", "Content-Type")
+    coding = request.headers.get("content-encoding", "identity")
+    if coding.lower() != "identity":
+        raise _not_understood(f"a body in coding {coding}", "send it as it is", "Content-Encoding")
+    limits = api.config.api
+    with api.room.share() as share:
+        if kind == "application/json":
+            content = bytearray()
+            async for chunk in _received(request, limits.max_json_bytes, share, weight=JSON_WEIGHT):
+                content += chunk
+            yield Body(_without_nulls(_parsed(content)))
+            return
+        body = await _read_form(request, _received(request, limits.max_body_bytes, share), limits)
+        try:
+            yield body
+        finally:
+            for part in body.files.values():
+                await part.close()
 
 
-async def _whole(request: Request, max_bytes: int) -> bytes:
-    content = bytearray()
-    async for chunk in _limited(request, max_bytes):
-        content += chunk
-    return bytes(content)
+def _not_understood(what: str, remedy: str, header: str) -> UnsupportedMediaError:
+    return UnsupportedMediaError(f"{shown(what)} is not understood", remedy=remedy, param=header)
 
 
-async def _limited(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
-    """Yields a body as it comes; raises as soon as it is said, or seen, to be too large."""
+async def _received(request: Request, max_bytes: int, share: Share, *, weight: int = 1) -> AsyncGenerator[bytes, None]:
+    """Yields a body as it comes; raises as soon as it is said, or seen, to be too large, or comes too slowly."""
     said = request.headers.get("content-length", "")
     if said.isdecimal() and (len(said) > len(str(max_bytes)) or int(said) > max_bytes):
         raise _too_large(max_bytes)
-    num_bytes = 0
+    loop = asyncio.get_running_loop()
+    num_bytes, began, chunks = 0, loop.time(), request.stream()
     try:
-        async for chunk in request.stream():
+        while True:
+            early_s = num_bytes / LEAST_BYTES_PER_S - (loop.time() - began)
+            async with asyncio.timeout(PATIENCE_S + min(0.0, early_s)):
+                chunk = await anext(chunks, None)
+            if chunk is None:
+                return
             num_bytes += len(chunk)
             if num_bytes > max_bytes:
                 raise _too_large(max_bytes)
+            share.take(len(chunk) * weight)
             yield chunk
+    except TimeoutError as error:
+        raise _too_slow(num_bytes) from error
     except ClientDisconnect as error:
         raise InvalidRequestError("the body ended too early", remedy="send it again") from error
+
+
+def _too_slow(num_bytes: int) -> ApiError:
+    return ApiError(
+        f"of the body only {num_bytes} bytes came",
+        code="body_too_slow",
+        remedy="send it again, over a faster line",
+        details={"least_bytes_per_s": LEAST_BYTES_PER_S, "patience_s": PATIENCE_S},
+        headers={"Connection": "close"},
+    )
 
 
 def _too_large(max_bytes: int) -> ApiError:
@@ -104,11 +132,11 @@ class _FormParser(MultiPartParser):
         super().on_part_data(data, start, end)
 
 
-async def _read_form(request: Request, limits: ApiLimits) -> Body:
+async def _read_form(request: Request, content: AsyncGenerator[bytes, None], limits: ApiLimits) -> Body:
     _check_charset(request)
     parser = _FormParser(
         request.headers,
-        _limited(request, limits.max_body_bytes),
+        content,
         max_files=MAX_FILES,
         max_fields=MAX_FIELDS,
         max_part_size=limits.max_json_bytes,
@@ -119,6 +147,11 @@ async def _read_form(request: Request, limits: ApiLimits) -> Body:
     except MultiPartException as error:
         raise InvalidRequestError(
             f"the form cannot be read: {error.message}", remedy="send multipart/form-data as curl -F does"
+        ) from error
+    except OSError as error:
+        raise OutputError(
+            f"the body cannot be kept while it is read: {error.strerror or error}",
+            remedy="give the folder for temporary files space",
         ) from error
     files = [(name, part) for name, part in form.multi_items() if isinstance(part, UploadFile)]
     try:
@@ -135,12 +168,15 @@ def _check_charset(request: Request) -> None:
     _, options = parse_options_header(request.headers["content-type"])
     charset = options.get(b"charset", b"utf-8")
     if charset.lower() != b"utf-8":
-        raise UnsupportedMediaError(
-            f"a form in {shown(charset)} is not understood", remedy="send it in UTF-8", param="Content-Type"
+        raise _not_understood(f"a form in {charset!r}", "send it in UTF-8", "Content-Type")
+
+
+def _parsed(content: bytes | bytearray) -> dict[str, Any]:
+    # Millions of empty objects would keep the whole process busy for seconds, and take its memory.
+    if sum(content.count(mark) for mark in (b",", b"[", b"{")) > MAX_JSON_MARKS:
+        raise InvalidRequestError(
+            f"the body has more than {MAX_JSON_MARKS} commas and brackets", remedy="send one flat JSON object"
         )
-
-
-def _parsed(content: bytes) -> dict[str, Any]:
     try:
         fields = json.loads(content.decode(), object_pairs_hook=_object, parse_constant=_refuse_constant)
     # JSONDecodeError, UnicodeDecodeError and numbers of too many digits are ValueErrors.

@@ -11,6 +11,7 @@ from fastapi.responses import StreamingResponse
 from serve_app.api.context import Api, AsStream, Context
 from serve_app.api.errors import ApiError
 from serve_app.api.live import LiveReader
+from serve_app.api.presence import ClientGoneError, nobody, while_present
 from serve_app.api.ranges import file_answer
 from serve_app.jobs.errors import JobNotFoundError
 from serve_app.jobs.job import Job, JobState
@@ -55,7 +56,10 @@ async def get_content(
     if request.method == "HEAD":
         return Response(media_type=_MP4, headers=_headers(job))
     reader = LiveReader(job, api)
-    job = await reader.wait_for_start(timeout_s=FIRST_BYTES_S)
+    try:
+        job = await while_present(request, reader.wait_for_start(timeout_s=FIRST_BYTES_S))
+    except ClientGoneError:
+        return nobody()
     if job.state.is_final:
         return await whole_video(request, job, api)
     return StreamingResponse(reader.chunks(), media_type=_MP4, headers={**_headers(job), "Cache-Control": "no-store"})

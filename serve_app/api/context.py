@@ -23,6 +23,8 @@ MAX_DECODERS = 2
 """Images and sounds that are decoded at once: each may take hundreds of MB."""
 
 MAX_SEEN = 1000
+MAX_LARGEST_BODIES = 8
+"""So many bodies of the largest size are held at once, or more smaller ones."""
 
 Value = TypeVar("Value")
 
@@ -69,6 +71,38 @@ class Streams:
 
 
 @dataclass
+class Room:
+    """Counts the bytes of all bodies that are held, each until its request is decided."""
+
+    most_bytes: int
+    now_bytes: int = 0
+
+    @contextmanager
+    def share(self) -> Iterator[Share]:
+        """Yields the part of one request, which it gives back in the end."""
+        share = Share(self)
+        try:
+            yield share
+        finally:
+            self.now_bytes -= share.num_bytes
+
+
+@dataclass
+class Share:
+    """What one request has of the room."""
+
+    room: Room
+    num_bytes: int = 0
+
+    def take(self, num_bytes: int) -> None:
+        """Takes some more; raises UnavailableError when there is no more."""
+        if self.room.now_bytes + num_bytes > self.room.most_bytes:
+            raise UnavailableError("too many large requests come at once", remedy="send it again in a second")
+        self.room.now_bytes += num_bytes
+        self.num_bytes += num_bytes
+
+
+@dataclass
 class Context:
     """One per application."""
 
@@ -77,6 +111,7 @@ class Context:
     videos: VideoFiles
     config: ServiceConfig
     streams: Streams
+    room: Room
     decoders: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(MAX_DECODERS, thread_name_prefix="decoder")
     )

@@ -29,6 +29,7 @@ STATUS: Mapping[str, int] = MappingProxyType(
         "model_not_found": 404,
         "not_found": 404,
         "method_not_allowed": 405,
+        "body_too_slow": 408,
         "idempotency_conflict": 409,
         "illegal_transition": 409,
         "cancel_pending": 409,

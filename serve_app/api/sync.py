@@ -10,18 +10,12 @@ from fastapi import APIRouter, Request, Response
 from serve_app.api.content import whole_video
 from serve_app.api.context import Api, AsStream, Context
 from serve_app.api.errors import ApiError
+from serve_app.api.presence import ClientGoneError, nobody, while_present
 from serve_app.api.videos import BODY, IdempotencyHeader, created, ended
 from serve_app.errors import AvatarError
 from serve_app.jobs.job import Job
 
-_CLIENT_GONE = 499
-"""What logs know such answers by; nobody reads it."""
-
 router = APIRouter(tags=["videos"])
-
-
-class _ClientGoneError(Exception):
-    """Nobody waits any more."""
 
 
 @router.post(
@@ -39,13 +33,14 @@ async def create_and_wait(request: Request, api: Api, idempotency_key: Idempoten
     """
     creating = api.begin(created(request, api, idempotency_key))
     try:
-        job = await _waited(request, await asyncio.shield(creating), api)
-    except (asyncio.CancelledError, _ClientGoneError) as gone:
+        job = await asyncio.shield(creating)
+        job = await while_present(request, ended(job.id, api, timeout_s=api.config.api.max_sync_s))
+    except (asyncio.CancelledError, ClientGoneError) as gone:
         if idempotency_key is None:
             api.begin(_withdraw(creating, api))
         if isinstance(gone, asyncio.CancelledError):
             raise
-        return Response(status_code=_CLIENT_GONE)
+        return nobody()
     if not job.state.is_final:
         raise ApiError(
             f"video {job.id} is not ready after {api.config.api.max_sync_s:g} s; it goes on",
@@ -59,25 +54,6 @@ async def create_and_wait(request: Request, api: Api, idempotency_key: Idempoten
     }
     told = {name: f"{value:.3f}" for name, value in measured.items() if value is not None}
     return await whole_video(request, job, api, headers={"X-Video-Id": job.id, **told})
-
-
-async def _waited(request: Request, job: Job, api: Context) -> Job:
-    """Returns the job when it has ended or the time is over; raises _ClientGoneError when nobody waits any more."""
-    waiting = asyncio.create_task(ended(job.id, api, timeout_s=api.config.api.max_sync_s))
-    leaving = asyncio.create_task(_client_gone(request))
-    try:
-        await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if waiting.done():
-            return waiting.result()
-        raise _ClientGoneError
-    finally:
-        waiting.cancel()
-        leaving.cancel()
-
-
-async def _client_gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _withdraw(creating: asyncio.Task[Job], api: Context) -> None:

@@ -69,7 +69,7 @@ class FileList(BaseModel):
 @router.post("/v1/files", summary="Upload a portrait or a voice", openapi_extra=_BODY)
 async def create_file(request: Request, api: Api) -> UploadedFile:
     """Keeps a file; what it is is told by its content alone. 415 for anything that is neither image nor sound."""
-    async with read_body(request, limits=api.config.api) as body:
+    async with read_body(request, api) as body:
         purpose = _check(body)
         part = body.files["file"]
         add = partial(

@@ -41,7 +41,7 @@ async def create_video(request: Request, api: Api, idempotency_key: IdempotencyH
 @router.post("/v1/videos/plan", summary="What would be promised", openapi_extra=BODY)
 async def plan_video(request: Request, api: Api) -> Plan:
     """Takes the same body as POST /v1/videos and answers, or refuses, as that would; nothing is made of it."""
-    async with read_body(request, limits=api.config.api) as body:
+    async with read_body(request, api) as body:
         wanted = requests.read_request(body, config=api.config)
         admitted, offer = await api.to_end(requests.plan(wanted, api))
     warnings = tuple(Warned(code=warning.code, message=warning.message) for warning in offer.warnings)
@@ -103,7 +103,7 @@ async def delete_video(video_id: str, api: Api) -> Deleted:
 
 async def created(request: Request, api: Context, idempotency_key: str | None) -> Job:
     """Returns the job of a request, perhaps one that the same request made before; raises ApiError when refused."""
-    async with read_body(request, limits=api.config.api) as body:
+    async with read_body(request, api) as body:
         wanted = requests.read_request(body, config=api.config)
         key = await requests.key_of(wanted, idempotency_key, api)
         if key is not None and (same := await api.service.find_same(key)) is not None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import socket
+import time
 import zlib
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,12 +16,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from serve_app.api import bodies
 from serve_app.api.bodies import Body
 from serve_app.api.brackets import nested
 from serve_app.api.requests import _check_names
 from serve_app.errors import InvalidRequestError
 from serve_app.schemas.video import VideoCreate
-from tests.api.conftest import PORTRAIT, PROMPT, VOICE, Serve, Server, portrait, voice
+from tests.api.conftest import ANSWER_S, PORTRAIT, PROMPT, VOICE, Serve, Server, portrait, until, voice
 from tests.api.test_videos import AS_JSON, AUDIO_URI
 from tests.media.conftest import raw_png
 
@@ -135,11 +139,22 @@ def test_wrong_json_is_refused_field_by_field(server: Server, changes: dict[str,
         b'{"a":' * 100_000,
         b'{"prompt": "a", "prompt": "b"}',
         b'{"metadata": {"a": "1", "a": "2"}}',
+        b'{"metadata": [' + b"{}," * 1_000_000 + b"{}]}",
+        b'{"metadata": {' + b'"a": 1, ' * 1_000_000 + b"}}",
+        b"[" + b"0," * 1_000_000 + b"0]",
     ],
 )
 def test_what_is_not_one_json_object_is_refused(server: Server, content: bytes) -> None:
+    began = time.process_time()
     error = server.error(send(server, content, {"Content-Type": "application/json"}), 400, "invalid_request")
     assert len(error["message"]) < 500
+    assert time.process_time() - began < 0.5  # everybody else waits meanwhile
+
+
+def test_text_full_of_commas_and_brackets_is_no_attack(server: Server) -> None:
+    metadata = {f"{n:{'[{'[n % 2]}>64}": ",[{," * 128 for n in range(16)}
+    answer = server.client.post("/v1/videos", json={**AS_JSON, "prompt": "a," * 2000, "metadata": metadata})
+    assert answer.json()["metadata"] == metadata
 
 
 @pytest.mark.parametrize(
@@ -184,6 +199,79 @@ def test_a_form_that_is_wrong_is_refused_and_leaves_nothing(
 ) -> None:
     server.error(send(server, content, headers), 400, "invalid_request")
     assert server.stored_files() == []
+
+
+@pytest.mark.parametrize("kind", ["multipart/form-data; boundary=x-boundary", "application/json"])
+def test_compressed_bodies_are_refused(server: Server, kind: str) -> None:
+    headers = {"Content-Type": kind, "Content-Encoding": "gzip"}
+    error = server.error(send(server, gzip.compress(form(*WHOLE_FORM)), headers), 415, "unsupported_media")
+    assert error["param"] == "Content-Encoding"
+    assert send(server, form(*WHOLE_FORM), {**FORM, "Content-Encoding": "identity"}).status_code == 200
+
+
+@pytest.mark.parametrize(("patience_s", "least"), [(0.2, 1), (0.6, 10**9)])
+def test_a_body_that_stands_still_or_trickles_is_not_waited_for(
+    server: Server, monkeypatch: pytest.MonkeyPatch, patience_s: float, least: int
+) -> None:
+    monkeypatch.setattr(bodies, "PATIENCE_S", patience_s)
+    monkeypatch.setattr(bodies, "LEAST_BYTES_PER_S", least)
+    at = urlsplit(server.url)
+    head = (
+        "POST /v1/videos HTTP/1.1",
+        "Host: 127.0.0.1",
+        "Content-Length: 1000000",
+        f"Content-Type: {FORM['Content-Type']}",
+    )
+    with socket.create_connection((at.hostname, at.port)) as connection:
+        connection.settimeout(ANSWER_S)
+        connection.sendall("\r\n".join((*head, "", "")).encode() + form(*WHOLE_FORM)[:1000])
+        if least > 1:
+            for _ in range(5):
+                time.sleep(patience_s / 6)
+                connection.sendall(b"x")
+        answer = b""
+        while chunk := connection.recv(65_536):  # until it is closed
+            answer += chunk
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b'"code": "body_too_slow"' in answer
+    until(lambda: server.app.state.context.room.now_bytes == 0)
+
+
+def test_a_body_may_come_slowly_but_steadily(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(bodies, "LEAST_BYTES_PER_S", 10_000)
+    whole = form(*WHOLE_FORM)
+
+    def pieces() -> Iterator[bytes]:
+        for start in range(0, len(whole), 6_000):
+            time.sleep(0.1)
+            yield whole[start : start + 6_000]
+
+    assert server.client.post("/v1/videos", content=pieces(), headers=FORM).status_code == 200
+
+
+def test_bodies_of_many_clients_together_are_limited(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve(api={"max_body_bytes": 50_000}) as server:
+        room = server.app.state.context.room
+        assert room.most_bytes == 8 * 50_000
+        assert server.post().status_code == 200
+        monkeypatch.setattr(room, "most_bytes", 30_000)
+        refused = server.post()
+        server.error(refused, 503, "unavailable")
+        assert refused.headers["Retry-After"] in ("1", "2")
+        server.error(server.client.post("/v1/videos", json={"prompt": "x" * 5_000}), 503, "unavailable")
+        assert server.client.post("/v1/videos", json={"prompt": "x" * 1_000}).status_code == 400
+        assert room.now_bytes == 0
+
+
+def test_a_full_disk_for_temporary_files_is_told(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "/tmp/secret")
+
+    monkeypatch.setattr("starlette.datastructures.UploadFile.write", full)
+    error = server.error(server.post(), 503, "output_not_writable")
+    assert "No space left on device" in error["message"]
+    assert "secret" not in error["message"]
 
 
 def test_a_body_that_is_too_large_is_refused_before_it_is_read(serve: Serve) -> None:

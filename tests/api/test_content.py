@@ -290,6 +290,15 @@ def test_a_reader_that_goes_away_gives_its_place_back(serve: Serve) -> None:
             until(lambda: server.app.state.context.streams.now == 0)
 
 
+def test_who_waits_for_the_first_bytes_and_leaves_gives_its_place_back(serve: Serve) -> None:
+    with serve(api={"max_streams": 1}) as server:
+        path = f"/v1/videos/{server.create()}/content"
+        with new_client(server.url, timeout_s=0.2) as client, pytest.raises(httpx2.TimeoutException):
+            client.get(path)
+        until(lambda: server.app.state.context.streams.now == 0)
+        assert server.service.waiting == 0
+
+
 def test_a_reader_that_stops_reading_holds_one_fragment(server: Server) -> None:
     video_id = server.create()
     num_fragments, fragment = 40, b"x" * 2**20
