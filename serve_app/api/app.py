@@ -35,6 +35,7 @@ def build_api(service: VideoService, *, files: FileStore, videos: VideoFiles, co
         version=VERSION,
         description=_ABOUT,
         responses=_ERRORS,
+        redirect_slashes=False,  # a redirect names the scheme that we see, which a proxy may have changed
         generate_unique_id_function=lambda route: route.name,
     )
     streams, room = Streams(config.api.max_streams), Room(MAX_LARGEST_BODIES * config.api.max_body_bytes)

@@ -50,10 +50,12 @@ async def read_body(request: Request, api: Context) -> AsyncIterator[Body]:
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in ("application/json", "multipart/form-data"):
-        raise _not_understood(f"a body of type {kind}", "send multipart/form-data or application/json", "Content-Type")
+        raise _not_understood(
+            f"a body of type {shown(kind)}", "send multipart/form-data or application/json", "Content-Type"
+        )
     coding = request.headers.get("content-encoding", "identity")
     if coding.lower() != "identity":
-        raise _not_understood(f"a body in coding {coding}", "send it as it is", "Content-Encoding")
+        raise _not_understood(f"a body in coding {shown(coding)}", "send it as it is", "Content-Encoding")
     limits = api.config.api
     with api.room.share() as share:
         if kind == "application/json":
@@ -71,7 +73,7 @@ async def read_body(request: Request, api: Context) -> AsyncIterator[Body]:
 
 
 def _not_understood(what: str, remedy: str, header: str) -> UnsupportedMediaError:
-    return UnsupportedMediaError(f"{shown(what)} is not understood", remedy=remedy, param=header)
+    return UnsupportedMediaError(f"{what} is not understood", remedy=remedy, param=header)
 
 
 async def _received(request: Request, max_bytes: int, share: Share, *, weight: int = 1) -> AsyncGenerator[bytes, None]:
@@ -168,7 +170,7 @@ def _check_charset(request: Request) -> None:
     _, options = parse_options_header(request.headers["content-type"])
     charset = options.get(b"charset", b"utf-8")
     if charset.lower() != b"utf-8":
-        raise _not_understood(f"a form in {charset!r}", "send it in UTF-8", "Content-Type")
+        raise _not_understood(f"a form in {shown(charset)}", "send it in UTF-8", "Content-Type")
 
 
 def _parsed(content: bytes | bytearray) -> dict[str, Any]:

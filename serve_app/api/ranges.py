@@ -27,7 +27,9 @@ def file_answer(request: Request, file: BinaryIO, *, etag: str, headers: Mapping
     if _is_known(request.headers.get("if-none-match"), etag):
         file.close()
         return Response(status_code=304, headers=told)
-    wanted = request.headers.get("range") if request.headers.get("if-range", etag) == etag else None
+    # Of HEAD, and of a part of another version, the whole is told.
+    is_for_part = request.method == "GET" and request.headers.get("if-range", etag) == etag
+    wanted = request.headers.get("range") if is_for_part else None
     try:
         part = None if wanted is None else parse_range(wanted, num_bytes)
     except ApiError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
@@ -18,7 +18,8 @@ from serve_app.schemas.video import Deleted
 from serve_app.storage.files import INLINE, Kind, StoredFile
 
 MAX_FILES_LISTED = 1000
-PURPOSES = ("user_data", "vision")
+Purpose = Literal["user_data", "vision"]
+PURPOSES = get_args(Purpose)
 _FIELDS = ("file", "purpose")
 _BODY: dict[str, Any] = {
     "requestBody": {
@@ -109,9 +110,10 @@ async def list_files(
     after: Annotated[str | None, Query(description="id of the last file of the page before")] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_FILES_LISTED)] = 100,
     order: Annotated[Literal["asc", "desc"], Query(description="by the time of upload")] = "desc",
+    purpose: Annotated[Purpose | None, Query(description="only these")] = None,
 ) -> FileList:
     """Lists uploads page by page, the newest first; what came with a request for a video is not among them."""
-    page = await asyncio.to_thread(partial(api.files.page, after=after, limit=limit, order=order))
+    page = await asyncio.to_thread(partial(api.files.page, after=after, limit=limit, order=order, purpose=purpose))
     files = [_told(stored) for stored in page.files]
     return FileList(
         data=files,

@@ -29,6 +29,8 @@ Kind = Literal["image", "audio"]
 
 INLINE = "inline"
 """Purpose of what came with a request."""
+INLINE_S = 3600.0
+"""So long after they came, inline files must have their video."""
 MAX_NAME_CHARACTERS = 255
 _COPY_BYTES = 1 << 20
 _ID = re.compile(r"file_[0-9a-f]{32}")
@@ -162,9 +164,18 @@ class FileStore:
         except FileNotFoundError as error:
             raise _not_found(file_id) from error
 
-    def page(self, *, after: str | None = None, limit: int = 100, order: Literal["asc", "desc"] = "desc") -> FilePage:
+    def page(
+        self,
+        *,
+        after: str | None = None,
+        limit: int = 100,
+        order: Literal["asc", "desc"] = "desc",
+        purpose: str | None = None,
+    ) -> FilePage:
         """Returns uploads in the order of their coming, from behind `after` on; raises UploadNotFoundError for that."""
         everything = sorted(_stored(self._uploads), key=_age, reverse=order == "desc")
+        if purpose is not None:
+            everything = [one for one in everything if one.purpose == purpose]
         if after is not None:
             mark = _age(self.get(after))
             everything = [one for one in everything if (_age(one) < mark if order == "desc" else _age(one) > mark)]
@@ -175,10 +186,13 @@ class FileStore:
         _remove(self._about(file_id))
 
     def expire(self, *, older_than_s: float, keep: Collection[str]) -> list[str]:
-        """Removes what came so long ago, but for `keep`, and what a crash left half written; returns the ids."""
-        moment = self._now() - older_than_s
+        """Removes what came so long ago, but for `keep`, and what a crash left half written; returns the ids.
+
+        Inline files go much earlier: who is not in `keep` has no video that waits or runs, and nobody else may see it.
+        """
         expired = []
-        for folder in (self._uploads, self._inline):
+        for folder, age_s in ((self._uploads, older_than_s), (self._inline, min(older_than_s, INLINE_S))):
+            moment = self._now() - age_s
             stay = set()
             for stored in _stored(folder):
                 if stored.created_at < moment and stored.id not in keep:

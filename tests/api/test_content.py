@@ -85,6 +85,12 @@ def test_a_part_is_answered_by_range(server: Server, asked: str, first: int, las
     assert answer.headers["Content-Length"] == str(last - first + 1)
 
 
+@pytest.mark.parametrize("asked", ["bytes=0-9", "bytes=1000-"])
+def test_a_range_has_no_meaning_for_the_head(server: Server, asked: str) -> None:
+    answer = server.client.head(f"/v1/videos/{server.completed(WHOLE)}/content", headers={"Range": asked})
+    assert (answer.status_code, answer.headers["Content-Length"]) == (200, "1000")
+
+
 @pytest.mark.parametrize("asked", ["bytes=1000-", "bytes=1000-2000", "bytes=-0"])
 def test_a_range_outside_of_the_file_is_refused(server: Server, asked: str) -> None:
     answer = get(server, server.completed(WHOLE), Range=asked)

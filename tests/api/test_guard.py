@@ -19,6 +19,8 @@ from tests.api.conftest import Serve, Server
         ("GET", f"/v1/videos/{'x' * 2000}", 404, "job_not_found"),
         ("GET", "/v1/videos/%F0%9F%8E%AC", 404, "job_not_found"),
         ("GET", "/v1/files/file_0/content", 404, "file_not_found"),
+        ("GET", "/v1/videos/", 404, "not_found"),
+        ("DELETE", "/v1/files/", 404, "not_found"),
         ("PUT", "/v1/videos", 405, "method_not_allowed"),
         ("POST", "/v1/presets", 405, "method_not_allowed"),
         ("GET", "/v1/videos?after=video_0", 404, "job_not_found"),

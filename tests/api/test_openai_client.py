@@ -65,6 +65,8 @@ def test_pages_are_followed(server: Server, client: openai.OpenAI) -> None:
     assert [video.id for video in client.videos.list(limit=2, order="asc")] == ids
     files = [client.files.create(file=(f"{n}.png", PORTRAIT), purpose="vision").id for n in range(3)]
     assert [file.id for file in client.files.list(limit=2, order="asc")] == files
+    sound = client.files.create(file=("v.wav", VOICE), purpose="user_data").id
+    assert [file.id for file in client.files.list(purpose="user_data")] == [sound]
     assert client.files.content(files[0]).read() == PORTRAIT
     assert client.files.retrieve(files[0]).filename == "0.png"
 

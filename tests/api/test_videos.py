@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
-from serve_app.api import inputs
+from serve_app.api import inputs, videos
 from serve_app.api.context import SeenFiles
-from serve_app.jobs.job import JobError, JobState, Priority
+from serve_app.jobs.job import Job, JobError, JobState, Priority
 from serve_app.jobs.quote import Reason, Rejected
 from serve_app.planning.geometry import Size
 from serve_app.planning.workload import Workload
@@ -262,6 +264,35 @@ def test_the_same_key_makes_one_video_in_a_form_and_in_json(server: Server) -> N
     server.error(server.post(headers=headers, seed=7, files=other_voice), 409, "idempotency_conflict")
 
 
+def test_the_same_key_many_times_at_once_makes_one_video(server: Server) -> None:
+    """Sends forms and JSON together; who loses gets the winner's video, and leaves nothing."""
+
+    def ask(number: int) -> str:
+        with new_client(server.url) as client:
+            if number % 2:
+                answer = client.post("/v1/videos", json=AS_JSON, headers={"Idempotency-Key": "k"})
+            else:
+                files = {"input_reference": PORTRAIT, "audio": VOICE}
+                answer = client.post(
+                    "/v1/videos", data={"prompt": PROMPT}, files=files, headers={"Idempotency-Key": "k"}
+                )
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["id"])
+
+    with ThreadPoolExecutor(6) as pool:
+        assert len(set(pool.map(ask, range(6)))) == 1
+    assert len(server.stored_files()) == 4
+
+
+def test_a_key_is_free_until_something_was_accepted(server: Server) -> None:
+    headers = {"Idempotency-Key": "k"}
+    server.service.outcomes = [Rejected(Reason.NO_CAPACITY, "full"), NEVER_FITS]
+    server.error(server.post(headers=headers), 503, "no_capacity")
+    server.error(server.post("/v1/videos/plan", headers=headers), 422, "never_fits")
+    assert server.post(headers=headers, seed=5).status_code == 200
+    server.error(server.post(headers=headers), 409, "idempotency_conflict")
+
+
 def test_a_key_that_loses_a_race_leaves_no_files(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     headers = {"Idempotency-Key": "k1"}
     first = server.post(headers=headers).json()
@@ -349,6 +380,32 @@ def test_a_deleted_video_is_gone_with_what_came_with_its_request(server: Server)
         server.error(server.client.get(path), 404, "job_not_found")
     server.error(server.client.delete(f"/v1/videos/{video_id}"), 404, "job_not_found")
     server.error(server.client.post(f"/v1/videos/{video_id}/cancel"), 404, "job_not_found")
+
+
+def test_what_came_with_a_request_goes_also_when_who_deletes_it_leaves(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    video_id = server.completed()
+    delete = server.service.delete
+
+    async def slow(job_id: str) -> Job:
+        job = await delete(job_id)
+        await asyncio.sleep(0.05)
+        return job
+
+    async def leave() -> None:
+        api = server.app.state.context
+        deleting = asyncio.create_task(videos.delete_video(video_id, api))
+        while server.store.find(video_id) is not None:
+            await asyncio.sleep(0.001)
+        deleting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await deleting
+        await asyncio.gather(*api.tasks)
+
+    monkeypatch.setattr(server.service, "delete", slow)
+    asyncio.run(leave())
+    assert server.stored_files() == []
 
 
 def test_deleting_a_waiting_video_cancels_it_first(server: Server) -> None:

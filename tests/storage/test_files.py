@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from serve_app.errors import OutputError, UnsupportedMediaError, UploadNotFoundError
-from serve_app.storage.files import INLINE, AudioFacts, Facts, FileStore, ImageFacts, StoredFile
+from serve_app.storage.files import INLINE, INLINE_S, AudioFacts, Facts, FileStore, ImageFacts, StoredFile
 
 CONTENT = b"a picture"
 FACTS = ImageFacts(width=640, height=480)
@@ -102,6 +102,8 @@ def test_pages_go_by_age_and_leave_inline_files_out(store: FileStore) -> None:
     rest = store.page(order="asc", limit=2, after=second.id)
     assert (rest.files, rest.has_more) == ((third,), False)
     assert store.page(after=second.id).files == (first,)
+    vision = add(store, purpose="vision")
+    assert (store.page(purpose="vision").files, store.page(purpose="user_data").files[0]) == ((vision,), third)
 
 
 def test_a_twin_outlives_its_upload(store: FileStore) -> None:
@@ -130,6 +132,16 @@ def test_old_files_go_but_those_that_are_needed(store: FileStore, clock: Clock, 
     assert set(store.expire(older_than_s=50, keep={needed.id})) == {old.id, inline.id}
     assert store.page().files == (young, needed)
     assert len(everything(tmp_path)) == 4
+
+
+def test_inline_files_without_a_video_that_needs_them_go_early(store: FileStore, clock: Clock) -> None:
+    upload, orphan, needed = add(store), add(store, purpose=INLINE), add(store, purpose=INLINE)
+    clock.now += INLINE_S - 100
+    assert store.expire(older_than_s=7 * INLINE_S, keep={needed.id}) == []
+    clock.now += 200
+    assert store.expire(older_than_s=7 * INLINE_S, keep={needed.id}) == [orphan.id]
+    assert store.get(upload.id) == upload
+    assert store.get(needed.id) == needed
 
 
 def test_what_a_crash_left_goes_when_it_is_old(store: FileStore, clock: Clock, tmp_path: Path) -> None:
