@@ -162,7 +162,7 @@ class Dispatcher:
         while True:
             await asyncio.sleep(_TICK_S)
             try:
-                error = await self._done(self._dispatching.tick)
+                error: Exception | None = await self._done(self._dispatching.tick)
             except Exception as unforeseen:
                 error = unforeseen
             if error is not None and self._fatal is None:
