@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 _LEAST_BETWEEN_S = 0.1
 """Blocks of a small model come faster than anybody needs to hear of them."""
+_MAX_REPORTS = 4
+"""On their way at once: a new one ends the wait of the last, but a Dispatcher that hangs answers none of them."""
 
 _CONDITIONS = {
     GroupState.STARTING: GroupCondition.STARTING,
@@ -109,7 +111,10 @@ class Leader:
         self._changed = asyncio.Event()
         self._settled = asyncio.Event()
         self._settled.set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._rests = asyncio.Event()
+        self._rests.set()
+        self._working: asyncio.Task[None] | None = None
+        self._reports: dict[asyncio.Task[None], None] = {}
         self._loop = asyncio.get_running_loop()
         self.num_waiting = 0
 
@@ -122,18 +127,26 @@ class Leader:
         """Reports at least every `report_every_s`, and soon after whatever happens."""
         while True:
             self._changed.clear()
-            waits = {self._begin(self._report_once()), asyncio.create_task(self._changed.wait())}
-            least = asyncio.create_task(asyncio.sleep(_LEAST_BETWEEN_S))
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            next_at = self._loop.time() + _LEAST_BETWEEN_S
+            report, change = self._begin_report(), asyncio.create_task(self._changed.wait())
+            try:
+                await asyncio.wait({report, change}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                change.cancel()
             if self._end is None:
-                await least
+                await asyncio.sleep(next_at - self._loop.time())
 
     async def drain(self, *, timeout_s: float) -> None:
-        """Finishes the attempt that runs and takes no other; then its end is known, or the time is over."""
+        """Finishes the attempt that runs and takes no other; then its end is known, or the time is over.
+
+        A Dispatcher that does not come back is waited for no longer than `call_s`: the next one finds the video.
+        """
         self._is_draining = True
         self._changed.set()
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._settled.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._rests.wait()
+                await asyncio.wait_for(self._settled.wait(), self._times.call_s)
 
     async def leave(self) -> None:
         """Tells that the group is no more, so that nobody has to find out; a Dispatcher that is not there will."""
@@ -145,11 +158,13 @@ class Leader:
         """Lets the next report come soon; from any thread."""
         self._loop.call_soon_threadsafe(self._changed.set)
 
-    def _begin(self, work: Awaitable[None]) -> asyncio.Task[None]:
-        task = asyncio.ensure_future(work)
-        assert isinstance(task, asyncio.Task)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _begin_report(self) -> asyncio.Task[None]:
+        """Sends a report, and gives the oldest up when too many are on their way: what they told is in this one."""
+        if len(self._reports) >= _MAX_REPORTS:
+            next(iter(self._reports)).cancel()
+        task = asyncio.create_task(self._report_once())
+        self._reports[task] = None
+        task.add_done_callback(self._reports.pop)
         return task
 
     async def _report_once(self) -> None:
@@ -187,7 +202,8 @@ class Leader:
         if answer.order is not None and self._may_begin(answer.order):
             self._attempt = _Attempt(answer.order)
             self._settled.clear()
-            self._begin(self._work(self._attempt))
+            self._rests.clear()
+            self._working = asyncio.create_task(self._work(self._attempt))
             self._changed.set()
 
     def _may_begin(self, order: Order) -> bool:
@@ -206,6 +222,7 @@ class Leader:
         end = await asyncio.to_thread(self._rendered, attempt)
         self._last = (end.job_id, end.attempt)
         self._end, self._attempt = end, None
+        self._rests.set()
         self._changed.set()
 
     def _rendered(self, attempt: _Attempt) -> End:

@@ -117,6 +117,7 @@ def play(stage: Stage, story: Callable[[Leader], Awaitable[None]]) -> None:
             await story(leader)
         finally:
             reporting.cancel()
+            stage.source.permits.release(1000)  # a story that fails is not to wait for its video
 
     asyncio.run(run())
 
@@ -257,5 +258,56 @@ def test_answers_that_come_twice_or_late_start_nothing_twice(stage: Stage) -> No
         seen = len(stage.told)
         await stage.until(lambda: len(stage.told) > seen + 3)
         assert not leader.is_busy
+
+    play(stage, story)
+
+
+def test_a_leader_that_drains_does_not_wait_for_a_dispatcher_that_is_gone(stage: Stage) -> None:
+    async def story(leader: Leader) -> None:
+        await stage.until(lambda: bool(stage.told))
+        job = stage.accept()
+        await stage.until(lambda: leader.is_busy)
+        stage.is_deaf = True
+        stage.source.permits.release(NUM_BLOCKS)
+        async with asyncio.timeout(PATIENCE_S):
+            await leader.drain(timeout_s=1000 * PATIENCE_S)
+        assert stage.videos.is_committed(job.id, attempt=1)
+
+    play(stage, story)
+
+
+def test_an_idle_leader_keeps_nothing_of_its_reports(stage: Stage) -> None:
+    async def story(_: Leader) -> None:
+        await stage.until(lambda: len(stage.told) > 3)
+        before = len(asyncio.all_tasks())
+        await stage.until(lambda: len(stage.told) > 20)
+        assert len(asyncio.all_tasks()) <= before + 1
+
+    play(stage, story)
+
+
+def test_a_dispatcher_that_hangs_does_not_pile_up_reports(stage: Stage) -> None:
+    asked: list[GroupReport] = []
+    given_up: list[GroupReport] = []
+
+    async def hanging(told: GroupReport) -> Answer:
+        if told.run is None:
+            return await Stage.ask(stage, told)
+        asked.append(told)
+        try:
+            await asyncio.sleep(1000)
+        finally:
+            given_up.append(told)
+        raise AssertionError
+
+    stage.ask = hanging  # type: ignore[method-assign]
+
+    async def story(leader: Leader) -> None:
+        await stage.until(lambda: bool(stage.told))
+        stage.accept()
+        for number in range(20):
+            await stage.until(lambda number=number: len(asked) > number)  # type: ignore[misc]
+            leader.tell()
+        assert len(asked) - len(given_up) <= 5
 
     play(stage, story)
