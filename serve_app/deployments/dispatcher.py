@@ -117,6 +117,7 @@ class Dispatcher:
         self._ticking.cancel()
         self._sweeping.cancel()
         await self._done(self._dispatching.close)
+        self._fatal = self._fatal or _replaced()
         self._thread.shutdown()
 
     def _made(self, config: ServiceConfig, store: JobStore) -> Dispatching:

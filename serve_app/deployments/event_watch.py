@@ -20,7 +20,7 @@ class EventWatch:
     def __init__(self, last_events: LastEvents) -> None:
         self._last_events = last_events
         self._watched: Counter[str] = Counter()
-        self._watched_then: Collection[str] = ()
+        self._watched_then: Collection[str] = frozenset()
         self._newest: Mapping[str, int] = {}
         self._looked = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
@@ -49,7 +49,7 @@ class EventWatch:
 
     async def _look_while_watched(self) -> None:
         while self._watched:
-            watched = tuple(self._watched)
+            watched = frozenset(self._watched)
             try:
                 newest: Mapping[str, int] = await asyncio.to_thread(self._last_events, watched)
             except AvatarError:  # the store is busy or restarts: the next look will tell

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from ray.exceptions import RayTaskError
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.deployments.event_watch import EventWatch
@@ -27,7 +28,7 @@ Value = TypeVar("Value")
 
 class RemoteService:
     """See VideoService. A Dispatcher that restarts is waited for, up to `call_s`: what is asked of it can be asked
-    twice, but for a submission without a key."""
+    twice, but for a submission without a key. A bug of the Dispatcher is not asked for again."""
 
     def __init__(self, dispatcher: DeploymentHandle[Any], store: Path, *, call_s: float) -> None:
         self._dispatcher = dispatcher
@@ -110,14 +111,22 @@ class RemoteService:
         while True:
             left_s = deadline - time.monotonic()
             try:
-                answer = await asyncio.wait_for(getattr(self._dispatcher, method).remote(*arguments), left_s)
-            except Exception as error:  # Ray says in many ways that a replica died or is not there
+                return await self._asked_once(method, arguments, left_s)
+            except UnavailableError:
                 if not is_repeatable or time.monotonic() + _TRY_AGAIN_S > deadline:
-                    raise UnavailableError(
-                        f"the Dispatcher does not answer ({type(error).__name__})", remedy="try again in some seconds"
-                    ) from error
-                await asyncio.sleep(_TRY_AGAIN_S)
-                continue
-            if isinstance(answer, AvatarError):
-                raise answer
-            return answer
+                    raise
+            await asyncio.sleep(_TRY_AGAIN_S)
+
+    async def _asked_once(self, method: str, arguments: tuple[object, ...], timeout_s: float) -> object:
+        """Raises UnavailableError when nobody answers, and what the Dispatcher answers that is an error."""
+        try:
+            answer: object = await asyncio.wait_for(getattr(self._dispatcher, method).remote(*arguments), timeout_s)
+        except RayTaskError:  # the Dispatcher is there, and raised it
+            raise
+        except Exception as error:  # Ray says in many ways that a replica died or is not there
+            raise UnavailableError(
+                f"the Dispatcher does not answer ({type(error).__name__})", remedy="try again in some seconds"
+            ) from error
+        if isinstance(answer, AvatarError):
+            raise answer
+        return answer
