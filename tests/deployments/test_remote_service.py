@@ -20,9 +20,6 @@ from serve_app.jobs.errors import JobNotFoundError, StoreError
 from serve_app.jobs.idempotency import IdempotencyKey
 from tests.jobs.leaders import wanted
 
-GONE = Raised(ActorUnavailableError("the replica is gone", None))
-RESTARTING = UnavailableError("the Dispatcher has just restarted", remedy="try again")
-
 
 @dataclass(frozen=True)
 class Raised:
@@ -56,6 +53,10 @@ class FakeDispatcher:
             return outcome
 
         return Call(called)
+
+
+GONE = Raised(ActorUnavailableError("the replica is gone", None))
+RESTARTING = UnavailableError("the Dispatcher has just restarted", remedy="try again")
 
 
 def service_of(dispatcher: FakeDispatcher, *, call_s: float = 5.0) -> RemoteService:
