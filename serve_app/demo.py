@@ -6,6 +6,7 @@ import json
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ def run_demo(
         port = _free_port()
         on_event("starting", {"url": f"http://{HOST}:{port}"})
         with (
-            local_service(config_of(Path(folder)), host=HOST, port=port),
+            local_service(config_of(Path(folder)), host=HOST, port=port, is_cancelled=is_cancelled),
+            _told(),
             httpx2.Client(base_url=f"http://{HOST}:{port}", timeout=_QUIET_S) as client,
         ):
             if not wait_for_groups(str(client.base_url), timeout_s=_START_S, is_cancelled=is_cancelled):
@@ -64,9 +66,7 @@ def _created(client: httpx2.Client) -> str:
 
 def _follow(client: httpx2.Client, video: str, *, on_event: OnEvent, is_cancelled: Callable[[], bool]) -> None:
     with client.stream("GET", f"/v1/videos/{video}/events") as answer:
-        for name, content in _events(_checked(answer)):
-            if is_cancelled():
-                raise _cancelled()
+        for name, content in _events(_checked(answer), is_cancelled=is_cancelled):
             on_event(name, content)
             if name in ("failed", "cancelled"):
                 raise RenderFailedError(f"the demo's video {name}: {content}", remedy="see the service's log")
@@ -77,10 +77,23 @@ def _content(client: httpx2.Client, video: str) -> Iterator[bytes]:
         yield from _checked(answer).iter_bytes()
 
 
-def _events(answer: httpx2.Response) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields name and content of Server-Sent Events."""
+@contextmanager
+def _told() -> Iterator[None]:
+    """Tells what ends a conversation with the service as an error of ours."""
+    try:
+        yield
+    except httpx2.HTTPError as error:
+        raise RenderFailedError(
+            f"the service broke off: {type(error).__name__} {error}", remedy="start the demo again"
+        ) from error
+
+
+def _events(answer: httpx2.Response, *, is_cancelled: Callable[[], bool]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields name and content of Server-Sent Events; a heartbeat is none, but may find the demo cancelled."""
     name = ""
     for line in answer.iter_lines():
+        if is_cancelled():
+            raise _cancelled()
         field, _, value = line.partition(": ")
         if field == "event":
             name = value

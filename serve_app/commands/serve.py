@@ -42,7 +42,10 @@ def _serve(options: argparse.Namespace) -> int:
     local_service: Any = import_object("serve_app.local_service:local_service")
     wait_for_groups: Any = import_object("serve_app.local_service:wait_for_groups")
     print(f"starting; jobs and videos are kept in {config.data_dir}", flush=True)
-    with options.stopping_later(), local_service(config, host=options.host, port=options.port):
+    with (
+        options.stopping_later(),
+        local_service(config, host=options.host, port=options.port, is_cancelled=options.is_stopped),
+    ):
         print(
             f"listening on {url}: {url}/docs describes the API; Ctrl-C stops, accepted jobs go on next time", flush=True
         )
