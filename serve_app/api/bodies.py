@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from fastapi import Request
 from python_multipart.multipart import parse_options_header
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
@@ -20,7 +20,6 @@ from serve_app.api.brackets import nested
 from serve_app.api.context import Context, Share
 from serve_app.api.errors import ApiError
 from serve_app.errors import InvalidRequestError, OutputError, UnsupportedMediaError, shown
-from serve_app.schemas.service import ApiLimits
 
 MAX_FIELDS = 64
 MAX_FILES = 4
@@ -59,17 +58,18 @@ async def read_body(request: Request, api: Context) -> AsyncIterator[Body]:
     limits = api.config.api
     with api.room.share() as share:
         if kind == "application/json":
-            content = bytearray()
+            written = bytearray()
             async for chunk in _received(request, limits.max_json_bytes, share, weight=JSON_WEIGHT):
-                content += chunk
-            yield Body(_without_nulls(_parsed(content)))
+                written += chunk
+            yield Body(_without_nulls(_parsed(written)))
             return
-        body = await _read_form(request, _received(request, limits.max_body_bytes, share), limits)
+        _check_charset(request)
+        content = _received(request, limits.max_body_bytes, share)
+        parser = _FormParser(request, content, max_field_bytes=limits.max_json_bytes)
         try:
-            yield body
+            yield await _read_form(parser)
         finally:
-            for part in body.files.values():
-                await part.close()
+            await asyncio.to_thread(parser.close)
 
 
 def _not_understood(what: str, remedy: str, header: str) -> UnsupportedMediaError:
@@ -121,31 +121,53 @@ def _too_large(max_bytes: int) -> ApiError:
 
 
 class _FormParser(MultiPartParser):
-    """Starlette's, which leaves files on the disk, with one limit for all fields together, since they are in memory."""
+    """Starlette's, which leaves files on the disk; with one limit for all fields together, since they are in memory.
 
-    max_field_bytes = 0
-    _field_bytes = 0
+    What Starlette's lets pass is refused: a form that breaks off, of which it forgets the last part, and text that is
+    not UTF-8, of which it makes other text.
+    """
+
+    def __init__(self, request: Request, content: AsyncGenerator[bytes, None], *, max_field_bytes: int) -> None:
+        super().__init__(
+            request.headers, content, max_files=MAX_FILES, max_fields=MAX_FIELDS, max_part_size=max_field_bytes
+        )
+        self._left_bytes = self._max_bytes = max_field_bytes
+        self._is_whole = False
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         if self._current_part.file is None:
-            self._field_bytes += end - start
-            if self._field_bytes > self.max_field_bytes:
-                raise _too_large(self.max_field_bytes)
+            self._left_bytes -= end - start
+            if self._left_bytes < 0:
+                raise _too_large(self._max_bytes)
         super().on_part_data(data, start, end)
 
+    def on_part_end(self) -> None:
+        part = self._current_part
+        try:
+            if part.file is None:
+                part.data.decode()
+        except UnicodeDecodeError as error:
+            raise MultiPartException(f"{shown(part.field_name)} is not UTF-8") from error
+        super().on_part_end()
 
-async def _read_form(request: Request, content: AsyncGenerator[bytes, None], limits: ApiLimits) -> Body:
-    _check_charset(request)
-    parser = _FormParser(
-        request.headers,
-        content,
-        max_files=MAX_FILES,
-        max_fields=MAX_FIELDS,
-        max_part_size=limits.max_json_bytes,
-    )
-    parser.max_field_bytes = limits.max_json_bytes
+    def on_end(self) -> None:
+        self._is_whole = True
+
+    async def parse(self) -> FormData:
+        form = await super().parse()
+        if not self._is_whole:
+            raise MultiPartException("it breaks off")
+        return form
+
+    def close(self) -> None:
+        """Forgets all files, also of parts that did not come to their end."""
+        for file in self._files_to_close_on_error:
+            file.close()
+
+
+async def _read_form(parser: _FormParser) -> Body:
     try:
-        form = await parser.parse()
+        pairs = (await parser.parse()).multi_items()
     except MultiPartException as error:
         raise InvalidRequestError(
             f"the form cannot be read: {error.message}", remedy="send multipart/form-data as curl -F does"
@@ -155,14 +177,9 @@ async def _read_form(request: Request, content: AsyncGenerator[bytes, None], lim
             f"the body cannot be kept while it is read: {error.strerror or error}",
             remedy="give the folder for temporary files space",
         ) from error
-    files = [(name, part) for name, part in form.multi_items() if isinstance(part, UploadFile)]
-    try:
-        _check_once([name for name, _ in form.multi_items()])
-        return Body(nested((name, value) for name, value in form.multi_items() if isinstance(value, str)), dict(files))
-    except InvalidRequestError:
-        for _, part in files:
-            await part.close()
-        raise
+    _check_once([name for name, _ in pairs])
+    fields = nested((name, value) for name, value in pairs if isinstance(value, str))
+    return Body(fields, {name: value for name, value in pairs if isinstance(value, UploadFile)})
 
 
 def _check_charset(request: Request) -> None:
