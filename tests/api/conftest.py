@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from tempfile import SpooledTemporaryFile
 from typing import Any
 
 import httpx2
@@ -189,6 +190,20 @@ def serve(tmp_path: Path, port: Port) -> Serve:
 def server(serve: Serve) -> Iterator[Server]:
     with serve() as running:
         yield running
+
+
+@pytest.fixture
+def spooled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """Sees to it that every temporary file is closed, and with that gone, whatever became of its request."""
+    made: list[Any] = []
+
+    def make(**settings: Any) -> Any:
+        made.append(SpooledTemporaryFile(**settings))  # noqa: SIM115  (that is what is to be seen)
+        return made[-1]
+
+    monkeypatch.setattr("starlette.formparsers.SpooledTemporaryFile", make)
+    yield made
+    until(lambda: all(file.closed for file in made))
 
 
 def until(is_so: Callable[[], bool]) -> None:

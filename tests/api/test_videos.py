@@ -6,21 +6,19 @@ import asyncio
 import base64
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 
 from serve_app.api import inputs, videos
 from serve_app.api.context import SeenFiles
-from serve_app.jobs.job import Job, JobError, JobState, Priority
+from serve_app.jobs.job import Job, JobError, Priority
 from serve_app.jobs.quote import Reason, Rejected
 from serve_app.planning.geometry import Size
 from serve_app.planning.workload import Workload
 from serve_app.storage.files import ImageFacts
-from tests.api.conftest import PORTRAIT, PROMPT, VOICE, Serve, Server, new_client, until
+from tests.api.conftest import PORTRAIT, PROMPT, VOICE, Server, until
 
 IMAGE_URI = "data:image/png;base64," + base64.b64encode(PORTRAIT).decode()
 AUDIO_URI = "data:audio/wav;base64," + base64.b64encode(VOICE).decode()
@@ -250,62 +248,6 @@ def test_the_memory_of_files_is_limited(monkeypatch: pytest.MonkeyPatch) -> None
     assert decoded == ["a", "b", "c", "b"]
 
 
-def test_the_same_key_makes_one_video_in_a_form_and_in_json(server: Server) -> None:
-    headers = {"Idempotency-Key": "k1"}
-    first = server.post(headers=headers, seed=7).json()
-    kept = server.stored_files()
-    again = server.post(headers=headers, seed=7).json()
-    as_json = server.client.post("/v1/videos", json={**AS_JSON, "seed": 7}, headers=headers).json()
-    assert first["id"] == again["id"] == as_json["id"]
-    assert server.stored_files() == kept
-    assert len(server.service.submissions) == 1
-    server.error(server.post(headers=headers, seed=8), 409, "idempotency_conflict")
-    other_voice = {"input_reference": PORTRAIT, "audio": VOICE[:-2]}
-    server.error(server.post(headers=headers, seed=7, files=other_voice), 409, "idempotency_conflict")
-
-
-def test_the_same_key_many_times_at_once_makes_one_video(server: Server) -> None:
-    """Sends forms and JSON together; who loses gets the winner's video, and leaves nothing."""
-
-    def ask(number: int) -> str:
-        with new_client(server.url) as client:
-            if number % 2:
-                answer = client.post("/v1/videos", json=AS_JSON, headers={"Idempotency-Key": "k"})
-            else:
-                files = {"input_reference": PORTRAIT, "audio": VOICE}
-                answer = client.post(
-                    "/v1/videos", data={"prompt": PROMPT}, files=files, headers={"Idempotency-Key": "k"}
-                )
-        assert answer.status_code == 200, answer.text
-        return str(answer.json()["id"])
-
-    with ThreadPoolExecutor(6) as pool:
-        assert len(set(pool.map(ask, range(6)))) == 1
-    assert len(server.stored_files()) == 4
-
-
-def test_a_key_is_free_until_something_was_accepted(server: Server) -> None:
-    headers = {"Idempotency-Key": "k"}
-    server.service.outcomes = [Rejected(Reason.NO_CAPACITY, "full"), NEVER_FITS]
-    server.error(server.post(headers=headers), 503, "no_capacity")
-    server.error(server.post("/v1/videos/plan", headers=headers), 422, "never_fits")
-    assert server.post(headers=headers, seed=5).status_code == 200
-    server.error(server.post(headers=headers), 409, "idempotency_conflict")
-
-
-def test_a_key_that_loses_a_race_leaves_no_files(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    headers = {"Idempotency-Key": "k1"}
-    first = server.post(headers=headers).json()
-    kept = server.stored_files()
-
-    async def none_yet(key: object) -> None:
-        assert key
-
-    monkeypatch.setattr(server.service, "find_same", none_yet)
-    assert server.post(headers=headers).json()["id"] == first["id"]
-    assert server.stored_files() == kept
-
-
 def test_videos_are_listed_page_by_page(server: Server) -> None:
     ids = [server.create() for _ in range(3)]
     page = server.client.get("/v1/videos", params={"limit": 2}).json()
@@ -434,64 +376,3 @@ def test_a_running_video_that_does_not_stop_is_not_deleted(server: Server, monke
     answer = server.client.delete(f"/v1/videos/{video_id}")
     server.error(answer, 409, "cancel_pending")
     assert answer.headers["Retry-After"] in ("1", "2")
-
-
-def test_a_sync_request_answers_the_video_itself(server: Server) -> None:
-    answers: list[Any] = []
-    waiting = threading.Thread(target=lambda: answers.append(server.post("/v1/videos/sync")))
-    waiting.start()
-    until(lambda: server.service.waiting > 0)
-    [job] = server.store.unfinished()
-    with server.leading(job.id) as leader:
-        leader.append(b"head")
-        leader.append(b"body")
-        leader.complete(inference_time_s=1.25, peak_memory_mb=321.0)
-    waiting.join()
-    [answer] = answers
-    assert (answer.status_code, answer.content, answer.headers["Content-Type"]) == (200, b"headbody", "video/mp4")
-    assert (answer.headers["X-Inference-Time-S"], answer.headers["X-Peak-Memory-MB"]) == ("1.250", "321.000")
-    assert (answer.headers["X-Video-Id"], answer.headers["Content-Length"]) == (job.id, "8")
-    assert answer.headers["X-Request-Id"].startswith("req_")
-
-
-def test_a_sync_request_that_fails_says_why(server: Server) -> None:
-    answers: list[Any] = []
-    waiting = threading.Thread(target=lambda: answers.append(server.post("/v1/videos/sync")))
-    waiting.start()
-    until(lambda: server.service.waiting > 0)
-    server.store.fail(server.store.unfinished()[0].id, error=JobError("deadline_passed", "too late"))
-    waiting.join()
-    error = server.error(answers[0], 409, "no_content")
-    assert error["details"] == {"code": "deadline_passed"}
-    assert "too late" in error["message"]
-
-
-def test_a_sync_request_is_not_waited_for_without_end(serve: Serve) -> None:
-    with serve(api={"max_sync_s": 0.05}) as server:
-        error = server.error(server.post("/v1/videos/sync"), 504, "sync_timeout")
-        assert not server.store.get(error["details"]["id"]).state.is_final
-
-
-def test_a_sync_client_that_goes_away_cancels_its_video(server: Server) -> None:
-    def ask_and_leave() -> None:
-        with new_client(server.url, timeout_s=0.5) as client, pytest.raises(httpx2.TimeoutException):
-            client.post("/v1/videos/sync", json=AS_JSON)
-
-    asking = threading.Thread(target=ask_and_leave)
-    asking.start()
-    until(lambda: server.service.waiting > 0)
-    asking.join()
-    until(lambda: not server.store.unfinished())
-    assert [job.state for job in server.store.page().jobs] == [JobState.CANCELLED]
-
-
-def test_a_sync_client_with_a_key_may_come_back(server: Server) -> None:
-    headers = {"Idempotency-Key": "k1"}
-    with new_client(server.url, timeout_s=0.5) as client, pytest.raises(httpx2.TimeoutException):
-        client.post("/v1/videos/sync", json=AS_JSON, headers=headers)
-    until(lambda: server.service.waiting == 0)
-    [job] = server.store.unfinished()
-    with server.leading(job.id) as leader:
-        leader.append(b"head")
-        leader.complete()
-    assert server.client.post("/v1/videos/sync", json=AS_JSON, headers=headers).content == b"head"
