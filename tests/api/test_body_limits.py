@@ -53,14 +53,14 @@ def test_a_body_that_stands_still_or_trickles_is_not_waited_for(
 
 
 def test_a_body_may_come_slowly_but_steadily(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bodies, "PATIENCE_S", 0.3)
-    monkeypatch.setattr(bodies, "LEAST_BYTES_PER_S", 10_000)
+    monkeypatch.setattr(bodies, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(bodies, "LEAST_BYTES_PER_S", 5_000)
     whole = form(*WHOLE_FORM)
 
     def pieces() -> Iterator[bytes]:
-        for start in range(0, len(whole), 6_000):
+        for start in range(0, len(whole), 2_000):
             time.sleep(0.1)
-            yield whole[start : start + 6_000]
+            yield whole[start : start + 2_000]
 
     assert server.client.post("/v1/videos", content=pieces(), headers=FORM).status_code == 200
 

@@ -142,9 +142,9 @@ def test_only_the_video_itself_is_there(server: Server, variant: str) -> None:
 
 def test_a_video_that_came_to_nothing_has_no_content(server: Server) -> None:
     failed, cancelled = server.create(), server.create()
-    server.store.fail(failed, error=JobError("render_failed", "it broke"))
+    server.store.fail(failed, error=JobError("render_failed", f"{server.folder}/x broke"))
     server.store.request_cancel(cancelled)
-    assert "it broke" in server.error(get(server, failed), 409, "no_content")["message"]
+    assert ": .../x broke;" in server.error(get(server, failed), 409, "no_content")["message"]
     server.error(get(server, cancelled), 409, "no_content")
 
 
@@ -294,6 +294,21 @@ def test_a_reader_that_goes_away_gives_its_place_back(serve: Serve) -> None:
             ):
                 next(answer.iter_bytes())
             until(lambda: server.app.state.context.streams.now == 0)
+
+
+def test_a_reader_that_stops_reading_is_cut_off_in_the_end(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve_app.api.guard.STALL_S", 0.2)
+    with serve(api={"max_streams": 1}) as server:
+        video_id = server.completed(b"x" * 40 * 2**20)
+        with (
+            new_client(server.url) as client,
+            client.stream("GET", f"/v1/videos/{video_id}/content") as answer,
+        ):
+            chunks = answer.iter_raw()
+            next(chunks)
+            until(lambda: server.app.state.context.streams.now == 0)
+            with pytest.raises(httpx2.RemoteProtocolError):
+                list(chunks)
 
 
 def test_who_waits_for_the_first_bytes_and_leaves_gives_its_place_back(serve: Serve) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from serve_app.jobs.job import JobError
-from tests.api.conftest import Server, until
+from tests.api.conftest import ANSWER_S, Server, until
 
 
 def events_of(server: Server, video_id: str, *, after: str | None = None) -> list[tuple[int, str, dict[str, Any]]]:
@@ -85,9 +85,25 @@ def test_events_come_as_they_happen_with_the_place_in_the_queue(
         until(lambda: "event: block" in lines)
         server.store.lose_group(video_id, attempt=1, cause=JobError("group_lost", "gone"), has_brought_down=False)
         until(lambda: "event: requeued" in lines)
-    server.store.fail(video_id, error=JobError("render_failed", "it broke"))
+    server.store.fail(video_id, error=JobError("render_failed", f"{server.folder}/x broke"))
     following.join()
-    assert json.loads(lines[-2].removeprefix("data: "))["error"] == {"code": "render_failed", "message": "it broke"}
+    told = json.loads(lines[-2].removeprefix("data: "))["error"]
+    assert told == {"code": "render_failed", "message": ".../x broke"}
+
+
+def test_who_names_an_event_that_never_was_is_let_go_when_the_video_ends(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve_app.api.events.HEARTBEAT_S", 0.02)
+    video_id = server.create()
+    events: list[Any] = []
+    following = threading.Thread(target=lambda: events.extend(events_of(server, video_id, after="1000")), daemon=True)
+    following.start()
+    until(lambda: server.service.waiting > 0)
+    server.store.request_cancel(video_id)
+    following.join(ANSWER_S)
+    assert not following.is_alive()
+    assert events == []
 
 
 def test_events_of_a_video_that_is_deleted_meanwhile_end(server: Server) -> None:

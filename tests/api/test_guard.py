@@ -95,6 +95,8 @@ def test_an_operator_names_the_hosts(serve: Serve) -> None:
         assert server.client.get("/v1/videos", headers={"Host": "any.example"}).status_code == 200
         foreign = {"Host": "any.example", "Origin": "https://other.example"}
         server.error(server.client.get("/v1/videos", headers=foreign), 403, "forbidden")
+        nameless = {"Host": "", "Origin": "null"}
+        server.error(server.client.get("/v1/videos", headers=nameless), 403, "forbidden")
 
 
 def test_what_there_is_can_be_asked(server: Server) -> None:

@@ -6,7 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from serve_app.errors import UnavailableError
+from serve_app.jobs.job import Job
 from serve_app.jobs.quote import Reason, Rejected
+from serve_app.jobs.submission import Submission
 from tests.api.conftest import PORTRAIT, PROMPT, VOICE, Server, new_client
 from tests.api.test_videos import AS_JSON, NEVER_FITS
 
@@ -52,6 +55,24 @@ def test_a_key_is_free_until_something_was_accepted(server: Server) -> None:
     server.error(server.post("/v1/videos/plan", headers=headers), 422, "never_fits")
     assert server.post(headers=headers, seed=5).status_code == 200
     server.error(server.post(headers=headers), 409, "idempotency_conflict")
+
+
+def test_a_video_that_was_taken_without_a_word_has_its_files(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the Dispatcher go away between taking a video and saying so."""
+    headers = {"Idempotency-Key": "k"}
+    submit = server.service.submit
+
+    async def taken_and_gone(submission: Submission) -> Job | Rejected:
+        await submit(submission)
+        raise UnavailableError("the Dispatcher does not answer", remedy="try again in some seconds")
+
+    monkeypatch.setattr(server.service, "submit", taken_and_gone)
+    server.error(server.post(headers=headers), 503, "unavailable")
+    [job] = server.store.unfinished()
+    assert server.files.path_of(job.spec["image"]).read_bytes() == PORTRAIT
+    assert server.files.path_of(job.spec["audio"]).read_bytes() == VOICE
+    assert server.post(headers=headers).json()["id"] == job.id
+    assert len(server.stored_files()) == 4
 
 
 def test_a_key_that_loses_a_race_leaves_no_files(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
