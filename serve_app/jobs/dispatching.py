@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 _START_GUESS_S = 60.0
 """How long a group that starts is taken to need: promises are given on it, and hold or are late by the difference."""
 _LOST = JobError("group_lost", "the group that made the video was lost, and so were those of earlier attempts")
+_LEAVING = (GroupCondition.DRAINING, GroupCondition.GONE)
 _PACE_JOBS = 50
 
 
@@ -141,6 +142,7 @@ class Dispatching:
     def report(self, told: GroupReport) -> Answer:
         """Takes what a leader says and answers what it shall do."""
         is_end_taken = None if told.end is None else self._take_end(told, told.end)
+        self._take_back(told)
         self._follow(told)
         is_wanted = told.run is None or self._is_wanted(told, told.run)
         self._note(told)
@@ -322,6 +324,20 @@ class Dispatching:
             self._ledger.release(job_id)
         else:
             self._ledger.cancel(job_id)
+
+    def _take_back(self, told: GroupReport) -> None:
+        """Lets a job wait again whose order came too late: a group that drains, and has not begun it, never will."""
+        order = self._orders.get(told.group)
+        if order is None or told.run is not None or told.condition not in _LEAVING:
+            return
+        del self._orders[told.group]
+        self._ledger.release(order.job_id)
+        self._stops.discard((order.job_id, order.attempt))
+        after = self._store.hand_back(order.job_id, attempt=order.attempt)
+        if after.state is JobState.QUEUED:
+            self._wait(after)
+        else:
+            self._ended(after)
 
     def _lose_group(self, name: str) -> None:
         """Plans on a group no more whose leader is gone or has given up, and settles what it was working on."""

@@ -191,8 +191,17 @@ def lose_group(job: Job, *, attempt: int, at: float, cause: JobError, has_brough
         return cancel(job, at=at)
     if job.attempt >= MAX_ATTEMPTS or job.groups_brought_down >= MAX_GROUPS_BROUGHT_DOWN:
         return fail(job, at=at, error=cause)
-    again = replace(_to(job, JobState.QUEUED), attempt=job.attempt + 1)
-    return replace(again, group=None, started_at=None, blocks_done=0)
+    return replace(_waiting(job), attempt=job.attempt + 1)
+
+
+def hand_back(job: Job, *, attempt: int, at: float) -> Job:
+    """Returns a job as it waits again whose group never began it; that was no attempt."""
+    _check_attempt(job, attempt)
+    return cancel(job, at=at) if job.is_cancel_requested else _waiting(job)
+
+
+def _waiting(job: Job) -> Job:
+    return replace(_to(job, JobState.QUEUED), group=None, started_at=None, blocks_done=0)
 
 
 def _to(job: Job, state: JobState) -> Job:

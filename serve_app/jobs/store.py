@@ -218,6 +218,10 @@ class JobStore(JobReader):
         change = partial(_after_loss, attempt=attempt, cause=cause, has_brought_down=has_brought_down)
         return self._change(job_id, change)
 
+    def hand_back(self, job_id: str, *, attempt: int) -> Job:
+        """Stores that a job's group leaves without having begun it; the answer is queued again, or cancelled."""
+        return self._change(job_id, lambda before, at: job.hand_back(before, attempt=attempt, at=at))
+
     def delete(self, job_id: str) -> Job:
         """Removes an ended job with its events, and returns what it was; raises IllegalTransitionError for another."""
         with self._writing() as connection:

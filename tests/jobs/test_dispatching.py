@@ -229,6 +229,27 @@ def test_a_draining_group_ends_its_job_and_gets_no_other(service: Service, leade
     assert (service.job(runs.id).state, service.job(waits.id).state) == (JobState.COMPLETED, JobState.QUEUED)
 
 
+@pytest.mark.parametrize("condition", [GroupCondition.DRAINING, GroupCondition.GONE])
+@pytest.mark.parametrize("is_cancelled", [False, True])
+def test_an_order_that_a_leaving_group_never_began_costs_no_attempt(
+    service: Service, leader: FakeLeader, condition: GroupCondition, is_cancelled: bool
+) -> None:
+    job = service.accept()
+    assert job.state is JobState.RUNNING
+    if is_cancelled:
+        service.dispatching.cancel(job.id)
+    leader.condition = condition
+    answer = leader.report()
+    assert answer is not None
+    assert answer.order is None
+    assert service.job(job.id).state is (JobState.CANCELLED if is_cancelled else JobState.QUEUED)
+    other = FakeLeader(service, "g1")
+    other.report()
+    finish(other)
+    ended = service.job(job.id)
+    assert (ended.state, ended.attempt) == (JobState.CANCELLED if is_cancelled else JobState.COMPLETED, 1)
+
+
 class Storm:
     """Three leaders and a Dispatcher that die, fall silent and lose answers, by chance."""
 
