@@ -58,7 +58,7 @@ test: install check ## Run all that CI runs: check, then the tests, those with m
 	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile $(ONE_BY_ONE:%=--ignore %)
 	$(BIN)/pytest $(ONE_BY_ONE)
 
-chaos: install ## Kill, freeze and starve every rank of gangs in every way; some minutes
+chaos: install ## Kill, freeze and starve every rank of gangs in every way, redeploy a fleet at work; some minutes
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -m chaos
 
 bench: install ## Time each part of a video, and its encoding, on this machine

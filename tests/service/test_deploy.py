@@ -150,6 +150,7 @@ def check_metrics(url: str) -> None:
         names = {re.sub(r"(_bucket|_sum|_count)?[{ ].*", "", line) for line in lines if line.startswith("ray_avatar")}
 
 
+@pytest.mark.chaos
 def test_redeploying_and_scaling_down_lose_nothing(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> None:
     folder = tmp_path_factory.mktemp("r")
     environ = {**environment(cache), "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
