@@ -75,6 +75,11 @@ def open_pcm(path: Path, *, limits: AudioLimits) -> Iterator[Pcm]:
                     f'"{path}" has {len(speakers)} channels; allowed are up to {limits.max_channels}',
                     "mix it down to mono or stereo",
                 )
+            if first.sample_rate > limits.max_sample_rate:
+                raise _unsupported(
+                    f'"{path}" has {first.sample_rate} samples per second; allowed are up to {limits.max_sample_rate}',
+                    "resample it to 48000",
+                )
             chunks = _chunks(path, first, frames, limits.max_seconds)
             if promise is not None and "mp4" in container.format.name:
                 # libav skips the delay in front, but not the filling of the last packet.

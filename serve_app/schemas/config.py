@@ -30,6 +30,8 @@ class AudioLimits(Frozen):
     max_bytes: int = Field(default=2**30, gt=0)
     min_seconds: float = Field(default=0.2, gt=0)
     max_seconds: float = Field(default=4 * 3600.0, gt=0)
+    max_sample_rate: int = Field(default=192_000, gt=0)
+    """Decoding takes time for every sample, and some files hold hours of silence in little space."""
     max_channels: int = Field(default=7, ge=1, le=7)
     """Of a frame with 8 channels or more in planes, PyAV reads memory that is not the frame's."""
 

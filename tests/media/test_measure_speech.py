@@ -39,3 +39,8 @@ def test_memory_does_not_grow_with_the_length(write_wav: WriteWav) -> None:
         assert tracemalloc.get_traced_memory()[1] < 4_000_000
     finally:
         tracemalloc.stop()
+
+
+def test_a_sample_rate_that_no_recording_has_is_refused(write_wav: WriteWav) -> None:
+    with pytest.raises(UnsupportedMediaError, match="has 200000 samples per second; allowed are up to 192000"):
+        measure_speech(write_wav(np.zeros(100_000), 200_000), limits=LIMITS)
