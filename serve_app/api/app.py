@@ -28,8 +28,13 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 _ROUTERS = (sync.router, videos.router, content.router, events.router, uploads.router, catalog.router, health.router)
 
 
-def build_api(service: VideoService, *, files: FileStore, videos: VideoFiles, config: ServiceConfig) -> FastAPI:
-    """Returns the application; it holds nothing that another replica would need to know."""
+def build_api(
+    service: VideoService, *, files: FileStore, videos: VideoFiles, config: ServiceConfig, names_answers: bool = True
+) -> FastAPI:
+    """Returns the application; it holds nothing that another replica would need to know.
+
+    `names_answers`: see Guard.
+    """
     app = FastAPI(
         title="Live Avatar Serve",
         version=VERSION,
@@ -43,7 +48,7 @@ def build_api(service: VideoService, *, files: FileStore, videos: VideoFiles, co
     for router in _ROUTERS:
         app.include_router(router)
     add_error_handlers(app)
-    app.add_middleware(Guard, allowed_hosts=config.allowed_hosts)
+    app.add_middleware(Guard, allowed_hosts=config.allowed_hosts, names_answers=names_answers)
     # FastAPI's own way to extend its schema.
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app

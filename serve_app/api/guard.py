@@ -33,8 +33,10 @@ class Guard:
     point there even read the answers. So only known names are answered, and pages of other names not at all.
     """
 
-    def __init__(self, app: ASGIApp, *, allowed_hosts: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, *, allowed_hosts: Collection[str], names_answers: bool) -> None:
+        """`names_answers`: the answer tells its X-Request-Id; False where a proxy in front tells it."""
         self._app = app
+        self._names_answers = names_answers
         self._hosts = frozenset(_host_of(f"//{host}") or host for host in allowed_hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -49,7 +51,8 @@ class Guard:
             if message["type"] == "http.response.start":
                 has_begun = True
                 headers = MutableHeaders(scope=message)
-                headers["X-Request-Id"] = request_id
+                if self._names_answers:
+                    headers["X-Request-Id"] = request_id
                 headers["X-Content-Type-Options"] = "nosniff"
             try:
                 async with asyncio.timeout(STALL_S):

@@ -31,4 +31,10 @@ class Ingress:
         """Returns the ASGI application; Serve calls this once the handles are there."""
         config = self._config
         service = RemoteService(self._dispatcher, config.data_dir / STORE_NAME, call_s=config.times.call_s)
-        return build_api(service, files=FileStore(config.data_dir), videos=VideoFiles(config.data_dir), config=config)
+        return build_api(
+            service,
+            files=FileStore(config.data_dir),
+            videos=VideoFiles(config.data_dir),
+            config=config,
+            names_answers=False,  # Serve's proxy does
+        )

@@ -218,6 +218,8 @@ def test_a_sync_request_answers_the_video_itself(server: Server) -> None:
 
 
 def test_what_there_is_can_be_asked(server: Server) -> None:
+    named = server.client.get("/livez", headers={"X-Request-Id": "a-name-of-mine"})
+    assert named.headers.get_list("X-Request-Id") == ["a-name-of-mine"]
     assert server.client.get("/livez").status_code == server.client.get("/readyz").status_code == 200
     models = server.client.get("/v1/models").json()["data"]
     assert [model["id"] for model in models] == ["live-avatar-tiny"]
