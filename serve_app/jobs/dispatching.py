@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Protocol
 
 from serve_app.errors import UnavailableError
 from serve_app.jobs import capacity
+from serve_app.jobs.acceptance import new_job
 from serve_app.jobs.admission import Admission
 from serve_app.jobs.data_disk import DataDisk
 from serve_app.jobs.fleet import Fleet
-from serve_app.jobs.job import Document, Job, JobError, JobState, NewJob, new_job_id
+from serve_app.jobs.job import Document, Job, JobError, JobState, new_job_id
 from serve_app.jobs.ledger import Ledger, LedgerLimits
 from serve_app.jobs.messages import Answer, End, Ending, GroupCondition, GroupReport, Order, Run
-from serve_app.jobs.quote import Admitted, Margin, Outcome, Place, Quote, Rejected
+from serve_app.jobs.quote import Margin, Outcome, Place, Rejected
 from serve_app.jobs.recovery import restore
 from serve_app.jobs.roll import Roll
 from serve_app.jobs.store import BlockReport, JobStore
@@ -31,7 +31,7 @@ from serve_app.schemas.service import QueueLimits, ServiceTimes
 log = logging.getLogger(__name__)
 
 _START_GUESS_S = 60.0
-"""How long a group that starts is taken to need: promises are given on it, and hold or are late by the difference."""
+"""How long a group that starts is taken to need, and so much again whenever that was too little."""
 _LOST = JobError("group_lost", "the group that made the video was lost, and so were those of earlier attempts")
 _LEAVING = (GroupCondition.DRAINING, GroupCondition.GONE)
 _PACE_JOBS = 50
@@ -105,7 +105,8 @@ class Dispatching:
             self._metrics.count(Metric.ADMISSIONS, decision=outcome.reason.value)
             return outcome
         try:
-            job = self._store.add(self._new_job(wanted, outcome), job_id=job_id, key=wanted.key)
+            new = new_job(wanted, outcome.quote, fleet=self._fleet, wall_now=self._wall_clock())
+            job = self._store.add(new, job_id=job_id, key=wanted.key)
         except BaseException:
             self._ledger.cancel(job_id)
             raise
@@ -145,6 +146,8 @@ class Dispatching:
         self._take_back(told)
         self._follow(told)
         is_wanted = told.run is None or self._is_wanted(told, told.run)
+        if told.condition is GroupCondition.READY and told.run is None and told.end is None:
+            self._order_again(told)
         self._note(told)
         self._start_idle()
         return self._answer(told, stops=not is_wanted, is_end_taken=is_end_taken)
@@ -190,24 +193,6 @@ class Dispatching:
             raise UnavailableError(
                 "the Dispatcher has just restarted and hears first what runs", remedy="try again in some seconds"
             )
-
-    def _new_job(self, wanted: Submission, admitted: Admitted) -> NewJob:
-        quote, now = admitted.quote, self._wall_clock()
-        return NewJob(
-            spec=wanted.spec,
-            inputs={**wanted.inputs, "model": wanted.model},
-            layout=quote.layout,
-            predicted_s=quote.seconds,
-            priority=wanted.priority,
-            promised_at=None if quote.promise_in_s is None else now + quote.promise_in_s,
-            expires_at=None if wanted.deadline_s is None else now + wanted.deadline_s,
-            metadata=wanted.metadata,
-            quote=self._told_quote(wanted, quote),
-        )
-
-    def _told_quote(self, wanted: Submission, quote: Quote) -> Document:
-        predicted_s = self._fleet.predicted_s(wanted.work, quote.layout)
-        return {**asdict(quote), "predicted_s": predicted_s, "disk_bytes": self._fleet.disk_bytes(wanted)}
 
     def _recover(self) -> None:
         """Builds the ledger from the store; when jobs ran, waits for their leaders before anything else."""
@@ -287,6 +272,12 @@ class Dispatching:
         self._unheard.discard(run.job_id)
         self._orders[told.group] = _order(job)
         return True
+
+    def _order_again(self, told: GroupReport) -> None:
+        """Adopts an attempt that was ordered just before a restart, and of which an idle leader has not heard."""
+        for job in map(self._store.get, tuple(self._unheard)):
+            if job.group == told.group:
+                self._adopt(told, Run(job.id, job.attempt, 0, 0))
 
     def _take_end(self, told: GroupReport, end: End) -> bool:
         """Stores how an attempt ended; says False when it had been given up. The same end may be told twice."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from statistics import median
 
 from serve_app.jobs.admission import DoesNotFit, Fits, Nearest
 from serve_app.jobs.job import Document
@@ -25,24 +27,26 @@ from serve_app.schemas.service import PoolConfig
 TINY_CHECKPOINT = "tiny"
 _CPU_TFLOPS = 0.1
 """What a core does of the tiny model's arithmetic, as a first guess: `Pace` corrects it from the first video on."""
-_PACE_WEIGHT = 0.3
+_PACE_VIDEOS = 5
 _SPEECH_STEP_S = 10.0
 
 
 class Pace:
-    """How long videos take beside what was predicted, by pool: the mean of the last few."""
+    """How long videos take beside what was predicted, by pool: the median of the last few.
+
+    So one video that had to wait for its ranks, or met a machine that was busy, changes nothing.
+    """
 
     def __init__(self) -> None:
-        self._ratios: dict[str, float] = {}
+        self._ratios: dict[str, deque[float]] = {}
 
     def learn(self, pool: str, *, seconds: float, predicted_s: float) -> None:
         """Takes a finished video into account."""
-        ratio = seconds / predicted_s
-        before = self._ratios.get(pool, ratio)
-        self._ratios[pool] = before + _PACE_WEIGHT * (ratio - before)
+        self._ratios.setdefault(pool, deque(maxlen=_PACE_VIDEOS)).append(seconds / predicted_s)
 
     def of(self, pool: str) -> float:
-        return self._ratios.get(pool, 1.0)
+        ratios = self._ratios.get(pool)
+        return median(ratios) if ratios else 1.0
 
 
 @dataclass(frozen=True)

@@ -132,6 +132,7 @@ class FakeLeader:
     blocks_done: int = 0
     end: End | None = None
     is_stopped: bool = False
+    inference_s: float = 2.0
     commits: list[tuple[str, int]] = field(default_factory=list)
 
     def told(self) -> GroupReport:
@@ -186,7 +187,7 @@ class FakeLeader:
             self.order.attempt,
             ending,
             location=self.service.shelf.location(self.order.job_id, self.order.attempt),
-            result={"inference_time_s": 2.0},
+            result={"inference_time_s": self.inference_s},
             error=error,
             is_to_blame=is_to_blame,
         )

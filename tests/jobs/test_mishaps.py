@@ -188,6 +188,15 @@ def test_after_a_restart_nobody_is_told_that_there_are_no_groups_before_they_cou
     assert refused.reason is Reason.NO_GROUP
 
 
+def test_an_order_that_a_restart_kept_from_its_leader_is_given_again(service: Service, leader: FakeLeader) -> None:
+    job = service.accept()
+    service.restart()
+    leader.report()
+    assert leader.order is not None
+    finish(leader)
+    assert (service.job(job.id).state, service.job(job.id).attempt) == (JobState.COMPLETED, 1)
+
+
 def test_a_group_that_takes_long_to_start_is_not_promised_as_if_it_were_there(service: Service) -> None:
     slow = FakeLeader(service, "g0", condition=GroupCondition.STARTING)
     slow.report()
@@ -218,3 +227,17 @@ def test_nothing_is_kept_of_jobs_and_groups_that_are_gone(service: Service) -> N
     core = service.dispatching
     assert (core._stops, core._orders, core._roll.reports(), core._unheard) == (set(), {}, [], set())
     assert (core._disk._held, core._ledger.groups, core._ledger.num_waiting) == ({}, {}, 0)
+
+
+def test_one_video_that_took_absurdly_long_does_not_make_every_deadline_too_short(
+    service: Service, leader: FakeLeader
+) -> None:
+    for inference_s in (2.0, 2.0, 3000.0):
+        leader.inference_s = inference_s
+        service.accept()
+        leader.report()
+        finish(leader)
+    service.accept(deadline_s=60.0)
+    service.restart()
+    leader.report()
+    service.accept(deadline_s=60.0)
