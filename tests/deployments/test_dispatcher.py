@@ -84,6 +84,25 @@ def test_a_held_leader_hears_of_its_job_at_once(play: Callable[[Story], None]) -
     play(story)
 
 
+def test_a_new_report_ends_the_wait_of_the_one_before_and_is_itself_held(play: Callable[[Story], None]) -> None:
+    async def story(dispatcher: Dispatcher) -> None:
+        first = asyncio.create_task(dispatcher.report(READY))
+        await asyncio.sleep(0.2)
+        second = asyncio.create_task(dispatcher.report(READY))
+        async with asyncio.timeout(TIMES.report_every_s / 2):
+            await first
+        await asyncio.sleep(0.1)
+        assert not second.done()
+        await dispatcher.submit(wanted())
+        async with asyncio.timeout(TIMES.report_every_s / 2):
+            answer = await second
+        assert isinstance(answer, Answer)
+        assert answer.order is not None
+        assert dispatcher._held == {}
+
+    play(story)
+
+
 def test_news_that_come_between_an_answer_and_its_wait_are_not_lost(play: Callable[[Story], None]) -> None:
     async def story(dispatcher: Dispatcher) -> None:
         report = dispatcher._dispatching.report
