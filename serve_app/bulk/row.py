@@ -17,8 +17,10 @@ class Entry:
     """One row that can be understood; whether its values keep the rules is for `bulk.checking` to say.
 
     `number` is its line (JSONL, CSV), row (Parquet) or place among the files of a folder, from 1. `fields` are those
-    of a render (`schemas.request.REQUEST_FIELDS`), flat. Relative inputs resolve against `base`, a folder of this
-    machine or an s3:// prefix. `original` is the row as written, for errors.jsonl.
+    of a render (`schemas.request.REQUEST_FIELDS`), flat; `defaults` are settings that give way to them and to their
+    preset, as `schemas.request.complete` takes them: a row's `seconds` is `max_seconds` there, as in the API.
+    Relative inputs resolve against `base`, a folder of this machine or an s3:// prefix. `original` is the row as
+    written, for errors.jsonl.
     """
 
     number: int
@@ -27,6 +29,7 @@ class Entry:
     original: Document
     base: str
     metadata: Mapping[str, str] = field(default_factory=dict)
+    defaults: Document = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
