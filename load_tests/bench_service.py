@@ -113,6 +113,12 @@ class ServedTimes(Times):
     stored_s: float
     waited_s: float
     rendered_s: float
+    first_rendered_s: float
+
+    @property
+    def outside_s(self) -> float:
+        """From the request to its first block at the viewer, less what the leader worked on it."""
+        return self.first_s - self.first_rendered_s
 
     @property
     def told_s(self) -> float:
@@ -192,6 +198,7 @@ class Pairs:
             stored_s=job.finished_at - job.created_at,
             waited_s=job.started_at - job.created_at,
             rendered_s=job.result["inference_time_s"],
+            first_rendered_s=job.result["first_block_s"],
         )
 
     def _compare(self, video_id: str) -> None:
@@ -234,6 +241,7 @@ def print_first(pairs: Pairs, options: argparse.Namespace) -> None:
     say(f"  bare group, written   {_spread([own.first_s for own, _ in made], 1e3, '.0f')} ms")
     say(f"  sent to received      {_spread([its.first_s for _, its in made], 1e3, '.0f')} ms")
     say(f"the service adds: {_spread(added, 1e3, '.0f')} ms (goal: at most {MOST_FIRST_S * 1e3:.0f} ms)")
+    say(f"  outside the leader's render: {_spread([its.outside_s for _, its in made], 1e3, '.0f')} ms")
 
 
 def print_refusals(url: str, options: argparse.Namespace, *flags: str) -> bool:

@@ -88,6 +88,7 @@ class _Attempt:
     blocks_done: int = 0
     num_blocks: int = 0
     last_block_at: float = 0.0
+    first_block_s: float = 0.0
     block_seconds: float = 0.0
 
     def is_that_of(self, run: Run | None) -> bool:
@@ -239,7 +240,7 @@ class Leader:
             )
         except Exception as error:
             return self._ended_by(order, error)
-        return self._completed(order, result)
+        return self._completed(attempt, result)
 
     def _note(self, attempt: _Attempt, progress: Progress) -> None:
         """Takes a block border into account; the first call tells how many there will be."""
@@ -250,16 +251,23 @@ class Leader:
             attempt.blocks_done += 1
             attempt.block_seconds = 0.0 if attempt.blocks_done == 1 else now - attempt.last_block_at
         if attempt.blocks_done == 1:
-            self._workshop.metrics.observe(
-                Metric.FIRST_FRAME_SECONDS, now - attempt.started_at, pool=self._workshop.pool
-            )
+            attempt.first_block_s = now - attempt.started_at
+            self._workshop.metrics.observe(Metric.FIRST_FRAME_SECONDS, attempt.first_block_s, pool=self._workshop.pool)
         attempt.last_block_at = now
         self.tell()
 
-    def _completed(self, order: Order, result: RenderResult) -> End:
+    def _completed(self, attempt: _Attempt, result: RenderResult) -> End:
+        order = attempt.order
         frames_per_second = result.num_frames / result.render_seconds
         self._workshop.metrics.observe(Metric.FRAMES_PER_SECOND, frames_per_second, pool=self._workshop.pool)
-        facts = {"inference_time_s": result.render_seconds, "num_frames": result.num_frames, "seconds": result.seconds}
+        facts = {
+            "inference_time_s": result.render_seconds,
+            "first_block_s": attempt.first_block_s,
+            "num_frames": result.num_frames,
+            "seconds": result.seconds,
+        }
+        if result.peak_bytes is not None:
+            facts["peak_memory_mb"] = round(result.peak_bytes / 2**20, 1)
         return End(order.job_id, order.attempt, Ending.COMPLETED, location=result.location, result=facts)
 
     def _ended_by(self, order: Order, error: Exception) -> End:
