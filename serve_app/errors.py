@@ -57,6 +57,10 @@ class UnsupportedMediaError(AvatarError):
     exit_code = 2
 
 
+class AudioTooShortError(UnsupportedMediaError):
+    """A voice is whole, but over before a video could begin."""
+
+
 class CheckpointError(AvatarError):
     """A checkpoint folder lacks something or does not fit the model."""
 
@@ -69,6 +73,12 @@ class OutputError(AvatarError):
 
     code = "output_not_writable"
     exit_code = 2
+
+
+class StorageError(AvatarError):
+    """A place of files does not answer, or refuses; what is there is as it was."""
+
+    code = "storage_unavailable"
 
 
 class RenderFailedError(AvatarError):
