@@ -16,11 +16,10 @@ from typing import BinaryIO, Protocol
 from serve_app.api.bodies import Body
 from serve_app.api.context import Context
 from serve_app.errors import AvatarError, InvalidRequestError, UnsupportedMediaError, UploadNotFoundError, shown
-from serve_app.media.audio import measure_speech
-from serve_app.media.image import load_portrait
+from serve_app.rendering.inputs import facts_of
 from serve_app.schemas.config import AppConfig
 from serve_app.schemas.video import VideoCreate
-from serve_app.storage.files import INLINE, AudioFacts, Facts, ImageFacts, Kind, StoredFile
+from serve_app.storage.files import INLINE, Facts, Kind, StoredFile
 
 _CHUNK_BYTES = 1 << 20
 
@@ -171,7 +170,7 @@ def _only(found: list[Source], part: str, reference: str) -> Source:
 def _facts(path: Path, kind: Kind, param: str, config: AppConfig) -> Facts:
     """Decodes a file as what it shall be; in what is said of it, the client's word stands for our path."""
     try:
-        return (_image_facts if kind == "image" else _audio_facts)(path, config)
+        return facts_of(path, kind, config=config)
     except AvatarError as error:
         # Decoders name the file too, in their own way.
         message = error.message.replace(f'"{path}"', param).replace(str(path), param)
@@ -191,22 +190,6 @@ def inspect_any(path: Path, config: AppConfig) -> Facts:
                 remedy="send a portrait (PNG, JPEG, WebP, ...) or a voice (WAV, MP3, M4A, FLAC, OGG, ...)",
                 param="file",
             ) from no_sound
-
-
-def _image_facts(path: Path, config: AppConfig) -> ImageFacts:
-    height, width, _ = load_portrait(path, limits=config.image).shape
-    return ImageFacts(width=width, height=height)
-
-
-def _audio_facts(path: Path, config: AppConfig) -> AudioFacts:
-    speech = measure_speech(path, limits=config.audio)
-    return AudioFacts(
-        num_samples=speech.num_samples,
-        sample_rate=speech.sample_rate,
-        peak=speech.peak,
-        rms=speech.rms,
-        clipped_share=speech.clipped_share,
-    )
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from serve_app.errors import UnsupportedMediaError
+from serve_app.errors import AudioTooShortError
 from serve_app.media.pcm import open_pcm
 from serve_app.schemas.config import AudioLimits
 from serve_app.task import MODEL_SAMPLE_RATE
@@ -117,7 +117,7 @@ def _with_length(samples: NDArray[np.float32], num_source: int, sample_rate: int
 
 def _check_min_seconds(path: Path, seconds: float, limits: AudioLimits) -> None:
     if seconds < limits.min_seconds:
-        raise UnsupportedMediaError(
+        raise AudioTooShortError(
             f'"{path}" has {seconds:.3f} s of sound; at least {limits.min_seconds:g} s are needed',
             remedy="give a longer recording",
             param="audio",

@@ -10,7 +10,7 @@ from typing import Protocol
 import ftfy
 
 from serve_app.errors import InvalidRequestError, shown
-from serve_app.media.audio import read_speech
+from serve_app.media.audio import measure_speech, read_speech
 from serve_app.media.image import fit_portrait, load_portrait
 from serve_app.media.probe import (
     QualityWarning,
@@ -23,6 +23,7 @@ from serve_app.planning.geometry import FPS, Size, Timeline, effective_size, pla
 from serve_app.planning.workload import Workload
 from serve_app.schemas.config import AppConfig
 from serve_app.schemas.render import RenderSpec
+from serve_app.storage.files import AudioFacts, Facts, ImageFacts, Kind
 from serve_app.task import RenderTask
 
 
@@ -77,6 +78,24 @@ def read_inputs(spec: RenderSpec, *, config: AppConfig) -> RenderInputs:
         replace_reference=spec.enable_online_decode,
     )
     return RenderInputs(task=task, sound=Path(spec.audio), warnings=video.warnings)
+
+
+def facts_of(path: Path, kind: Kind, *, config: AppConfig) -> Facts:
+    """Decodes a file as what it shall be, in little memory, and returns what `describe` needs of it.
+
+    Raises InputNotFoundError or UnsupportedMediaError.
+    """
+    if kind == "image":
+        height, width, _ = load_portrait(path, limits=config.image).shape
+        return ImageFacts(width=width, height=height)
+    speech = measure_speech(path, limits=config.audio)
+    return AudioFacts(
+        num_samples=speech.num_samples,
+        sample_rate=speech.sample_rate,
+        peak=speech.peak,
+        rms=speech.rms,
+        clipped_share=speech.clipped_share,
+    )
 
 
 def describe(spec: RenderSpec, *, portrait: Size, speech: VoiceFacts) -> VideoFacts:

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from serve_app.api import inputs, videos
+from serve_app.api import videos
 from serve_app.api.context import SeenFiles
 from serve_app.jobs.job import Job, JobError, Priority
 from serve_app.jobs.quote import Reason, Rejected
 from serve_app.planning.geometry import Size
 from serve_app.planning.workload import Workload
+from serve_app.rendering import inputs
 from serve_app.storage.files import ImageFacts
 from tests.api.conftest import PORTRAIT, PROMPT, VOICE, Server, until
 
