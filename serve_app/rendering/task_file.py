@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Never
 
 from serve_app.errors import InputNotFoundError, InvalidRequestError, shown
 from serve_app.media.files import open_input
 
 MAX_BYTES = 1_000_000
+MAX_DEPTH = 32
 INPUT_FOLDERS = {"image": Path("inputs/images"), "audio": Path("inputs/audios")}
 
 
@@ -61,20 +64,72 @@ def _parsed(path: Path) -> dict[str, object]:
     with open_input(path, max_bytes=MAX_BYTES, param="task") as file:
         content = file.read()
     try:
-        fields = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_without_duplicates)
+        return parse_object(content)
+    except NoObjectError as error:
+        raise _no_task(f'"{path}" {error}') from error
+
+
+class NoObjectError(ValueError):
+    """A text is no JSON object. What it says goes on from the name of the text: "holds [], which is ..."."""
+
+
+def parse_object(content: bytes | str) -> dict[str, object]:
+    """Returns the JSON object that a text is; raises NoObjectError.
+
+    What readers of JSON disagree about is refused: a field that stands twice, numbers that are none or too large.
+    """
+    try:
+        text = content if isinstance(content, str) else content.decode("utf-8-sig")
+        found = json.loads(
+            text, object_pairs_hook=_without_duplicates, parse_constant=_no_number, parse_float=_finite_number
+        )
+    except NoObjectError:
+        raise
     # JSONDecodeError, UnicodeDecodeError and numbers of too many digits are ValueErrors.
     except (ValueError, RecursionError) as error:
-        raise _no_task(f'"{path}" is not JSON in UTF-8 ({error})') from error
-    if not isinstance(fields, dict):
-        raise _no_task(f'"{path}" holds {shown(fields)}, which is no JSON object')
-    return fields
+        raise NoObjectError(f"is not JSON in UTF-8 ({error})") from error
+    if not isinstance(found, dict):
+        raise NoObjectError(f"holds {shown(found)}, which is no JSON object")
+    if text.count("[") + text.count("{") > MAX_DEPTH and _is_deep(found):
+        raise NoObjectError(f"is nested more than {MAX_DEPTH} deep")
+    return found
 
 
 def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    for name, times in Counter(name for name, _ in pairs).items():
-        if times > 1:
-            raise _no_task(f"the field {shown(name)} stands {times} times in the task file")
-    return dict(pairs)
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        name, times = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise NoObjectError(f"has the field {shown(name)} {times} times")
+    return fields
+
+
+def _no_number(text: str) -> Never:
+    raise NoObjectError(f"holds {text}, which is no number of JSON")
+
+
+def _finite_number(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise NoObjectError(f"holds {shown(text)}, which is too large a number")
+    return number
+
+
+def _is_deep(found: dict[str, object]) -> bool:
+    """Says whether anything lies deeper than MAX_DEPTH. Writing it again would need as much stack as it is deep."""
+    level: list[object] = [found]
+    for _ in range(MAX_DEPTH):
+        level = [part for one in level for part in _parts(one)]
+    return bool(level)
+
+
+def _parts(one: object) -> Iterable[object]:
+    match one:
+        case dict():
+            return one.values()
+        case list():
+            return one
+        case _:
+            return ()
 
 
 def _no_task(message: str) -> InvalidRequestError:

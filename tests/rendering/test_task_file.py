@@ -103,7 +103,7 @@ def test_an_absolute_path_is_looked_for_only_there() -> None:
         (b"[]", "holds [], which is no JSON object"),
         (b'"text"', "holds 'text', which is no JSON object"),
         (b"null", "holds None, which is no JSON object"),
-        (b'{"seed": 1, "seed": 2}', "the field 'seed' stands 2 times"),
+        (b'{"seed": 1, "seed": 2}', "has the field 'seed' 2 times"),
     ],
     ids=lambda value: repr(value[:16]) if isinstance(value, bytes) else "",
 )

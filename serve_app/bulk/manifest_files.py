@@ -1,0 +1,310 @@
+"""Manifests of one file: JSON Lines, CSV, Parquet. They are read row by row, whatever their length."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import math
+import re
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO
+
+from serve_app.bulk.manifest_rows import (
+    ENVELOPE_FIELDS,
+    METADATA_PREFIX,
+    RESUBMITTED_FIELDS,
+    ROW_FIELDS,
+    Place,
+    base_of,
+    read_row,
+    unknown_field,
+)
+from serve_app.bulk.row import BadRow, Entry
+from serve_app.errors import InvalidRequestError, shown
+from serve_app.rendering.task_file import NoObjectError, parse_object
+from serve_app.storage.base import Folder
+
+JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
+ENDINGS = (*JSON_ENDINGS, ".csv", ".parquet")
+MAX_LINE_BYTES = 1 << 20
+_SHOWN_BYTES = 1_000
+"""So much of a line that is too long stands in the report."""
+_HEAD_BYTES = 1 << 10
+_DELIMITERS = ",;\t"
+"""Spreadsheets write what their country does."""
+_ROWS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class ManifestFile:
+    """A manifest in one file, directly in `folder`."""
+
+    folder: Folder
+    name: str
+
+    @property
+    def where(self) -> str:
+        """The file, as messages name it."""
+        return f'"{self.folder.uri(self.name)}"'
+
+    def place(self, number: int) -> Place:
+        """Returns where a row stands."""
+        return Place(number, base_of(self.folder))
+
+
+def read_file(source: ManifestFile) -> Iterator[Entry | BadRow]:
+    """Yields the rows of a manifest; raises InvalidRequestError when it is none as a whole."""
+    with source.folder.open(source.name) as file:
+        match PurePosixPath(source.name).suffix.lower():
+            case ".parquet":
+                yield from _parquet(source, file)
+            case ".csv":
+                _check_text(source, file)
+                yield from _csv(source, file)
+            case _:
+                _check_lines_of_json(source, _check_text(source, file))
+                yield from _json_lines(source, file)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A line of a text file, its end too; of one that is too long, the beginning."""
+
+    number: int
+    content: bytes
+
+    @property
+    def is_too_long(self) -> bool:
+        return len(self.content) > MAX_LINE_BYTES
+
+    @property
+    def is_blank(self) -> bool:
+        return not self.content.removeprefix(codecs.BOM_UTF8).strip()
+
+    @property
+    def text(self) -> str:
+        """The line as a report shows it."""
+        whole = self.content[:_SHOWN_BYTES] if self.is_too_long else self.content
+        return whole.removeprefix(codecs.BOM_UTF8).decode("utf-8", "replace").rstrip("\r\n")
+
+
+def _lines(file: BinaryIO) -> Iterator[_Line]:
+    number = 0
+    while content := file.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        yield _Line(number, content)
+        rest = content
+        while len(rest) > MAX_LINE_BYTES and not rest.endswith(b"\n"):
+            rest = file.readline(MAX_LINE_BYTES + 1)
+
+
+def _too_long(number: int) -> str:
+    return f"the row at line {number} has more than {MAX_LINE_BYTES} bytes; keep files out of the manifest"
+
+
+def _check_text(source: ManifestFile, file: BinaryIO) -> bytes:
+    """Returns the beginning of a file; refuses what is no text in UTF-8 at all. Single lines are judged one by one."""
+    head = file.read(_HEAD_BYTES)
+    file.seek(0)
+    if b"\0" in head or head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise _no_manifest(f"{source.where} is not text in UTF-8", "save it as UTF-8, not UTF-16, and not compressed")
+    return head
+
+
+def _check_lines_of_json(source: ManifestFile, head: bytes) -> None:
+    start = head.removeprefix(codecs.BOM_UTF8).lstrip()
+    if start.startswith(b"[") or re.match(rb"\{\s*\n", start):
+        raise _no_manifest(
+            f"{source.where} does not have one JSON object on each line",
+            "write it as JSON Lines; for task files, name their folder",
+        )
+
+
+def _json_lines(source: ManifestFile, file: BinaryIO) -> Iterator[Entry | BadRow]:
+    return (_json_row(line, source.place(line.number)) for line in _lines(file) if not line.is_blank)
+
+
+def _json_row(line: _Line, place: Place) -> Entry | BadRow:
+    if line.is_too_long:
+        return place.bad(_too_long(line.number), original={"raw": line.text})
+    try:
+        return read_row(parse_object(line.content), place)
+    except NoObjectError as error:
+        # Each line is a text of its own to the parser, and so always its line 1.
+        said = str(error).replace("line 1 column", "column")
+        return place.bad(f"the line {said}; write one JSON object per line", original={"raw": line.text})
+
+
+def _csv(source: ManifestFile, file: BinaryIO) -> Iterator[Entry | BadRow]:
+    lines = _lines(file)
+    header = next((line for line in lines if not line.is_blank), None)
+    if header is None:
+        return
+    delimiter, columns = _header(source, header)
+    feed = _Feed(lines)
+    # strict: a quote that is never closed is an error, not a cell with half of the manifest in it.
+    reader = csv.reader(feed, delimiter=delimiter, skipinitialspace=True, strict=True)
+    while True:
+        feed.forget()
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except _TooLongError:
+            yield source.place(feed.number).bad(_too_long(feed.number), original={"raw": feed.give_back()})
+        except csv.Error as error:
+            message = f"the line is no CSV ({error}); put a text in quotes, and write a quote inside it twice"
+            yield source.place(feed.number).bad(message, original={"raw": feed.give_back()})
+        else:
+            if any(cell.strip() for cell in cells):
+                yield _csv_row(columns, cells, feed, source)
+
+
+def _csv_row(columns: Sequence[str], cells: Sequence[str], feed: _Feed, source: ManifestFile) -> Entry | BadRow:
+    place = source.place(feed.number)
+    if not feed.is_utf8:
+        return place.bad("the line is not UTF-8; save the manifest as UTF-8", original={"raw": feed.text})
+    if len(cells) != len(columns):
+        message = (
+            f"the line has {len(cells)} cells, the header {len(columns)}; put a text with commas in quotes, "
+            "and write empty cells too"
+        )
+        return place.bad(message, original={"raw": feed.text})
+    written = zip(columns, (cell.strip() for cell in cells), strict=True)
+    return read_row({column: cell for column, cell in written if cell}, place)
+
+
+def _header(source: ManifestFile, line: _Line) -> tuple[str, list[str]]:
+    """Returns the delimiter and the columns."""
+    try:
+        text = line.content.removeprefix(codecs.BOM_UTF8).decode()
+        headers = {
+            delimiter: [cell.strip() for cell in next(csv.reader([text], delimiter=delimiter, skipinitialspace=True))]
+            for delimiter in _DELIMITERS
+        }
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise _no_manifest(
+            f"the header of {source.where} is no CSV in UTF-8 ({error})", "name the columns in its first line"
+        ) from error
+    delimiter = next((one for one, columns in headers.items() if "custom_id" in columns), ",")
+    _check_columns(source, headers[delimiter])
+    return delimiter, headers[delimiter]
+
+
+def _check_columns(source: ManifestFile, columns: Sequence[str]) -> None:
+    if "custom_id" not in columns:
+        raise _no_manifest(
+            f"{source.where} has no column custom_id; it has {shown(columns)}",
+            "name the columns in its first line, and give each row an id of its own",
+        )
+    for column, times in Counter(columns).items():
+        if column and times > 1:
+            raise _no_manifest(f"{source.where} has the column {shown(column)} {times} times", "leave one of them out")
+        known = column in (*ROW_FIELDS, *ENVELOPE_FIELDS, *RESUBMITTED_FIELDS, "")
+        if not known and not column.startswith(METADATA_PREFIX):
+            error = unknown_field(column)
+            raise _no_manifest(f"{source.where} has a column too many: {error.message}", error.remedy)
+
+
+class _TooLongError(Exception):
+    """Stops the reader of CSV in a row that is too long to be held."""
+
+
+class _Feed:
+    """Gives lines to the reader of CSV, and remembers those of the row that it is in."""
+
+    def __init__(self, lines: Iterator[_Line]) -> None:
+        self._lines = lines
+        self._again: deque[_Line] = deque()
+        self._held: list[_Line] = []
+        self._num_bytes = 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self._again.popleft() if self._again else next(self._lines)
+        self._held.append(line)
+        self._num_bytes += len(line.content)
+        if self._num_bytes > MAX_LINE_BYTES:
+            raise _TooLongError
+        return line.content.decode("utf-8", "surrogateescape")
+
+    def forget(self) -> None:
+        """Begins a row."""
+        self._held.clear()
+        self._num_bytes = 0
+
+    def give_back(self) -> str:
+        """Returns the first line of a row that is none, and has the others read again, as rows of their own."""
+        first, *others = self._held
+        self._again.extendleft(reversed(others))
+        return first.text
+
+    @property
+    def number(self) -> int:
+        return self._held[0].number
+
+    @property
+    def text(self) -> str:
+        return "\n".join(line.text for line in self._held)
+
+    @property
+    def is_utf8(self) -> bool:
+        try:
+            b"".join(line.content for line in self._held).decode()
+        except UnicodeDecodeError:
+            return False
+        return True
+
+
+def _parquet(source: ManifestFile, file: BinaryIO) -> Iterator[Entry | BadRow]:
+    try:
+        import pyarrow  # type: ignore[import-untyped]
+        from pyarrow import parquet
+    except ImportError as error:
+        raise _no_manifest(
+            f"{source.where} needs pyarrow ({error})", "install live-avatar-serve[bulk], or write JSON Lines"
+        ) from error
+    number = 0
+    try:
+        table = parquet.ParquetFile(file)
+        _check_columns(source, table.schema_arrow.names)
+        for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE):
+            for row in batch.to_pylist():
+                number += 1
+                yield read_row(_cells(row), source.place(number))
+    # UnicodeDecodeError: a text column that is not UTF-8, which the format does not allow.
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise _no_manifest(
+            f"{source.where} cannot be read as Parquet behind row {number} ({error})", "write it anew"
+        ) from error
+
+
+def _cells(row: dict[str, Any]) -> dict[str, Any]:
+    return {column: cell for column, value in row.items() if (cell := _cell(value)) is not None}
+
+
+def _cell(value: object) -> object:
+    """Returns a cell as JSON has it; None, and no number at all, stand for nothing."""
+    match value:
+        case dict():
+            return _cells(value)
+        case list():
+            pairs = all(isinstance(one, tuple) for one in value)  # a map
+            return _cells(dict(value)) if value and pairs else [_cell(one) for one in value]
+        case float():
+            if math.isnan(value):
+                return None
+            return value if math.isfinite(value) else str(value)
+        case None | bool() | int() | str():
+            return value
+        case _:  # moments, decimals, bytes: no field takes them
+            return str(value)
+
+
+def _no_manifest(message: str, remedy: str) -> InvalidRequestError:
+    return InvalidRequestError(message, remedy=remedy, param="manifest")
