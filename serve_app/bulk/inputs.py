@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import os
+import posixpath
 import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
-from serve_app.errors import InputNotFoundError, shown
+from serve_app.errors import InputNotFoundError, InvalidRequestError, shown
 from serve_app.rendering.inputs import facts_of
 from serve_app.schemas.config import AppConfig
+from serve_app.storage.base import Folder
 from serve_app.storage.files import Facts, Kind
-from serve_app.storage.folders import is_remote, join, open_folder, split_uri
+from serve_app.storage.folders import is_remote, open_folder, split_uri
 
 _FOLDERS = {"image": "inputs/images", "audio": "inputs/audios"}
 _CHUNK_BYTES = 1 << 20
@@ -72,18 +75,24 @@ def local_copy(uri: str) -> Iterator[Path]:
     folder, name = split_uri(uri)
     with tempfile.TemporaryDirectory(prefix="avatar-input-") as place:
         path = Path(place) / f"input{Path(name).suffix}"
-        open_folder(folder).fetch(name, path)
+        _folder(folder).fetch(name, path)
         yield path
+
+
+@lru_cache(maxsize=256)
+def _folder(uri: str) -> Folder:
+    """Returns a folder; a bucket's keeps its connections."""
+    return open_folder(uri)
 
 
 def _located(written: str, base: str, kind: Kind) -> tuple[str, str]:
     """Returns the first place where a file of that name is, and its version there."""
-    places = list(dict.fromkeys(_places(written, base, kind)))
+    places = dict.fromkeys(_places(written, base, kind))
     for place in places:
         folder, name = split_uri(place)
         try:
-            return place, open_folder(folder).stat(name).version
-        except (InputNotFoundError, ValueError):
+            return place, _folder(folder).stat(name).version
+        except (InputNotFoundError, InvalidRequestError):
             continue
     listed = ", ".join(f'"{place}"' for place in places)
     raise InputNotFoundError(
@@ -95,11 +104,17 @@ def _located(written: str, base: str, kind: Kind) -> tuple[str, str]:
 
 def _places(written: str, base: str, kind: Kind) -> Iterator[str]:
     """Yields where an input may be: beside the manifest, or where users keep it: inputs/images, inputs/audios."""
-    if is_remote(written) or Path(written).is_absolute():
-        yield written if is_remote(written) else os.path.normpath(written)
-        return
     for folder in ("", _FOLDERS[kind], f"../{_FOLDERS[kind]}"):
-        yield join(base, f"{folder}/{written}" if folder else written)
+        yield _resolved(base, folder, written)
+
+
+def _resolved(base: str, *parts: str) -> str:
+    """Returns a path or address without "..", which no bucket knows; a full one among the parts counts alone."""
+    if is_remote(parts[-1]):
+        return parts[-1]
+    if not is_remote(base):
+        return os.path.normpath(os.path.join(base, *parts))  # noqa: PTH118  (text that may be no path at all)
+    return "s3:/" + posixpath.normpath(posixpath.join("/", base.removeprefix("s3://"), *parts))
 
 
 def _digest(path: Path) -> str:

@@ -23,6 +23,7 @@ CREATE TABLE rows (
     number INTEGER NOT NULL,
     custom_id TEXT NOT NULL,
     folded TEXT NOT NULL UNIQUE,
+    archived TEXT UNIQUE,
     spec TEXT NOT NULL,
     origin TEXT NOT NULL,
     body_key TEXT NOT NULL,
@@ -52,7 +53,7 @@ class RowState(enum.StrEnum):
 class PlannedRow:
     """A row that may be rendered. `spec` is a RenderSpec as JSON, its inputs as full paths or s3:// addresses.
 
-    `origin` is what reports tell of where it comes from: original, base, metadata, name, warnings. `body_key` is of the
+    `origin` is what reports tell of where it comes from: original, base, metadata, archive_name, warnings. `body_key` is of the
     spec and of what is in its inputs; with the model it makes the key of the row. `predicted_s` is by arithmetic.
     """
 
@@ -63,6 +64,11 @@ class PlannedRow:
     body_key: str
     predicted_s: float
     num_frames: int
+
+    @property
+    def archive_name(self) -> str | None:
+        name: str | None = self.origin["archive_name"]
+        return name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,20 +98,23 @@ class RowTable:
         self._rows.close()
 
     def add(self, row: PlannedRow) -> int | None:
-        """Adds a row; when its id is taken, also in other letters of case, returns the number of the row that has it.
+        """Adds a row; when its id or its name in the archive is taken, returns the number of the row that has it.
 
-        Ids become folders, and some file systems do not tell "A" from "a".
+        They become folders and files, and some file systems do not tell "A" from "a".
         """
-        values = (row.number, row.custom_id, row.custom_id.casefold(), json.dumps(row.spec), json.dumps(row.origin))
+        folded, archived = row.custom_id.casefold(), row.archive_name and row.archive_name.casefold()
+        values = (row.number, row.custom_id, folded, archived, json.dumps(row.spec), json.dumps(row.origin))
         with suppress(sqlite3.IntegrityError):
             self._rows.execute(
-                "INSERT INTO rows (number, custom_id, folded, spec, origin, body_key, predicted_s, num_frames, state)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO rows (number, custom_id, folded, archived, spec, origin, body_key, predicted_s, num_frames, state)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (*values, row.body_key, row.predicted_s, row.num_frames, RowState.PENDING),
             )
             return None
-        taken = self._rows.execute("SELECT number FROM rows WHERE folded = ?", (row.custom_id.casefold(),)).fetchone()
-        return int(taken["number"])
+        (number,) = self._rows.execute(
+            "SELECT number FROM rows WHERE folded = ? OR archived = ?", (folded, archived)
+        ).fetchone()
+        return int(number)
 
     def take(self, *, now: float) -> TableRow | None:
         """Returns the longest row that is due, as running from now on; None where none is due."""

@@ -17,6 +17,9 @@ from serve_app.schemas.config import AppConfig
 from serve_app.schemas.render import RenderSpec
 from serve_app.storage.base import OpenSink, VideoSink
 
+PIPELINE_VERSION = 1
+"""Raised whenever the same request gives another video: what was made before then counts as something else."""
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -31,13 +34,17 @@ class Progress:
 
 @dataclass(frozen=True)
 class RenderResult:
-    """A finished video; `render_seconds` is the time it took, inputs and loading included."""
+    """A finished video; `render_seconds` is the time it took, inputs and loading included.
+
+    `peak_bytes` is the most memory that any rank took (`task.FrameBlock`), None where the source does not tell.
+    """
 
     location: str
     size: Size
     num_frames: int
     seconds: float
     render_seconds: float
+    peak_bytes: int | None = None
 
     @property
     def speed(self) -> float:
@@ -61,7 +68,7 @@ def render(
     started = time.perf_counter()
     inputs = read_inputs(spec, config=config)
     with sink as video:
-        _render_blocks(inputs, source, video, config, on_progress, is_cancelled)
+        peak_bytes = _render_blocks(inputs, source, video, config, on_progress, is_cancelled)
         location = video.commit()
     timeline = inputs.task.timeline
     return RenderResult(
@@ -70,6 +77,7 @@ def render(
         num_frames=timeline.num_frames,
         seconds=timeline.seconds,
         render_seconds=time.perf_counter() - started,
+        peak_bytes=peak_bytes,
     )
 
 
@@ -80,8 +88,9 @@ def _render_blocks(
     config: AppConfig,
     on_progress: Callable[[Progress], None],
     is_cancelled: IsCancelled,
-) -> None:
-    task = inputs.task
+) -> int | None:
+    """Writes every block; returns the most memory that a rank took, as the last of them tells."""
+    task, peak_bytes = inputs.task, None
     num_frames, num_blocks, frames_done = task.timeline.num_frames, task.timeline.num_blocks, 0
     on_progress(Progress(task.size, frames_done, num_frames, num_blocks, inputs.warnings))
     with (
@@ -89,7 +98,8 @@ def _render_blocks(
         VideoWriter(task.size, sound=sound, num_frames=num_frames, encoding=config.encoding) as writer,
     ):
         video.append(writer.init_segment())
-        for frames in in_file_time(source.frames(task, is_cancelled=is_cancelled), task.timeline):
+        for block in source.frames(task, is_cancelled=is_cancelled):
+            frames, peak_bytes = in_file_time(block, task.timeline), block.peak_bytes
             video.append(writer.write_block(frames))
             frames_done += len(frames)
             on_progress(Progress(task.size, frames_done, num_frames, num_blocks, inputs.warnings))
@@ -97,3 +107,4 @@ def _render_blocks(
         raise RenderFailedError(
             f"the render ended after {frames_done} of {num_frames} frames", remedy="start it again; nothing was written"
         )
+    return peak_bytes

@@ -1,0 +1,127 @@
+"""The output folder of bulk jobs: a folder a row, and what says that its video is done.
+
+CUSTOM_ID/video.mp4       the video
+CUSTOM_ID/result.json     written last: with the key of the row it is the only truth of success
+CUSTOM_ID/attempt_N.log   what happened in an attempt of the newest run
+videos/NAME.mp4           the archive: the same video under the name that users know
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from serve_app.bulk.row import Document
+from serve_app.errors import OutputError
+from serve_app.storage.base import Folder, VideoSink
+from serve_app.storage.folders import is_remote, open_folder
+from serve_app.storage.local import local_file
+
+RESULT = "result.json"
+ARCHIVE = "videos"
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class RowOutput:
+    """Where one row's video goes; `spool` is a folder of this machine for what is on its way to a bucket."""
+
+    folder: Folder
+    custom_id: str
+    spool: Path
+
+    @property
+    def uri(self) -> str:
+        return self.folder.uri(self._name("video.mp4"))
+
+    def result(self) -> Document | None:
+        """Returns what an earlier attempt committed, of whatever key; None where there is nothing whole."""
+        return read_result(self.folder, self.custom_id)
+
+    def prepare(self) -> None:
+        """Takes back the result of an older version of the row: its video is about to be replaced."""
+        self.folder.delete(self._name(RESULT))
+
+    def sink(self) -> AbstractContextManager[VideoSink]:
+        """Opens the place of the video; raises OutputError. On a disk that is its own place, else the spool."""
+        return local_file(self._local())
+
+    def publish(self) -> tuple[str, int]:
+        """Brings the whole video to its place; returns the SHA-256 of its bytes and how many they are."""
+        path = self._local()
+        sha256, num_bytes = _digest(path)
+        if is_remote(self.folder.uri()):
+            self.folder.put(path, self._name("video.mp4"))
+            path.unlink()
+        return sha256, num_bytes
+
+    def archive(self, name: str) -> None:
+        """Puts the video under a second name into the archive."""
+        self.folder.copy(self._name("video.mp4"), f"{ARCHIVE}/{name}.mp4")
+
+    def commit(self, result: Document) -> Document:
+        """Makes the row done; returns the result that counts: another driver's, where that was first.
+
+        Raises OutputError when what is there is of another key.
+        """
+        if self.folder.write_if(self._name(RESULT), json.dumps(result, indent=1).encode(), replaces=None):
+            return result
+        there = self.result()
+        if there is None or there["row_key"] != result["row_key"]:
+            raise OutputError(
+                f'"{self.folder.uri(self._name(RESULT))}" was written meanwhile, for another row',
+                remedy="let one job write to a folder; start this one again",
+            )
+        return there
+
+    def write_log(self, attempt: int, text: str) -> str:
+        """Keeps what happened in an attempt; returns where."""
+        name = self._name(f"attempt_{attempt}.log")
+        self.folder.write(name, text.encode())
+        return self.folder.uri(name)
+
+    def _name(self, name: str) -> str:
+        return f"{self.custom_id}/{name}"
+
+    def _local(self) -> Path:
+        if is_remote(self.folder.uri()):
+            return self.spool / f"{self.custom_id}.mp4"
+        return Path(self.uri)
+
+
+def read_result(folder: Folder, custom_id: str) -> Document | None:
+    """Returns the result of a row; one that a crash spoiled is none."""
+    stored = folder.read(f"{custom_id}/{RESULT}")
+    if stored is None:
+        return None
+    try:
+        result = json.loads(stored.content)
+    except ValueError:
+        return None
+    return result if isinstance(result, dict) and "row_key" in result else None
+
+
+def committed(folder: Folder) -> Iterator[str]:
+    """Yields the ids of all rows that have a result."""
+    for listed in folder.list():
+        custom_id, slash, name = listed.name.partition("/")
+        if slash and name == RESULT:
+            yield custom_id
+
+
+def open_output(uri: str) -> Folder:
+    """Opens an output folder; raises InvalidRequestError for what is none."""
+    return open_folder(uri if is_remote(uri) else str(Path(uri).absolute()))
+
+
+def _digest(path: Path) -> tuple[str, int]:
+    digest, num_bytes = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            num_bytes += len(chunk)
+    return digest.hexdigest(), num_bytes
