@@ -44,9 +44,12 @@ class RenderTask:
 class FrameBlock:
     """The frames of one block: uint8 [frames, height, width, 3].
 
-    Block 0 has 9 frames, every other block 12 (`planning.geometry`); `seconds` is the time that it took.
+    Block 0 has 9 frames, every other block 12 (`planning.geometry`); `seconds` is the time that it took. The last block
+    tells `peak_bytes`, the most memory that any rank took for the video: of a GPU what was allocated during it, of a
+    rank on the CPU what its process ever held.
     """
 
     index: int
     frames: NDArray[np.uint8]
     seconds: float
+    peak_bytes: int | None = None

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import statistics
 import sys
 import time
@@ -28,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 from serve_app.engine.conditioning import MOTION_FRAMES
 from serve_app.engine.conditions import Conditions
 from serve_app.engine.decoding import FrameDecoder, to_pixels
+from serve_app.engine.peak_memory import peak_bytes, reset_peak
 from serve_app.engine.rollout import ClipNoise, Rollout, RolloutPlan, drawn_distance
 from serve_app.model.checkpoint import Placement, default_placement
 from serve_app.model.config import ModelSizes
@@ -164,7 +164,7 @@ def _random(make: Callable[[], _Module], placement: Placement) -> _Module:
 def measure(networks: Networks, size: Size, infer_frames: int, sample_steps: int) -> Report:
     """Measures every part at one size, the blocks with full windows."""
     device = networks.device
-    _reset_peak(device)
+    reset_peak(device)
     plan = RolloutPlan(
         size=size,
         timeline=Timeline(SPEECH_SECONDS * FPS, infer_frames),
@@ -190,7 +190,7 @@ def measure(networks: Networks, size: Size, infer_frames: int, sample_steps: int
         parts=(*parts, *block_parts),
         block_seconds=block_seconds,
         frames_per_second=FRAMES_PER_BLOCK / block_seconds,
-        peak_bytes=_peak_bytes(device),
+        peak_bytes=peak_bytes(device),
     )
 
 
@@ -309,18 +309,6 @@ def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-def _reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def _peak_bytes(device: torch.device) -> int:
-    """Returns the most that was allocated on the GPU, or the most that this process ever held on the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _device_name(device: torch.device) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -40,9 +40,6 @@ Message = Opening | WorkingBlock | Pause
 
 _OPENING, _BLOCK, _PAUSE, _END = range(4)
 
-END = Packet(_END)
-"""After the last block, or after the block at which a cancel was seen: the same border on every rank."""
-
 
 def packed(message: Message) -> Packet:
     """Returns the message as it travels."""
@@ -55,12 +52,26 @@ def packed(message: Message) -> Packet:
             return Packet(_PAUSE)
 
 
-def received(upstream: Receiver, timeline: Timeline, *, first_s: float, later_s: float) -> Iterator[Message]:
-    """Yields the messages of one video. Raises RankError when the next one does not come in time."""
+def end(peak_bytes: int) -> Packet:
+    """Returns what comes after the last block, or after that at which a cancel was seen: the same on every rank.
+
+    It tells the most memory that a rank so far took for the video.
+    """
+    return Packet(_END, index=peak_bytes)
+
+
+def received(
+    upstream: Receiver, timeline: Timeline, *, first_s: float, later_s: float, on_end: Callable[[int], None]
+) -> Iterator[Message]:
+    """Yields the messages of one video; `on_end` is given what `end` tells.
+
+    Raises RankError when the next message does not come in time.
+    """
     count = 0
     while True:
         packet = upstream.receive(timeout_s=first_s if count < FIRST_MESSAGES else later_s)
         if packet.kind == _END:
+            on_end(packet.index)
             return
         count += packet.kind != _PAUSE
         yield _unpacked(packet, timeline)

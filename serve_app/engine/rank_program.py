@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,8 +16,9 @@ from serve_app.distributed.channel import Packet, Sender
 from serve_app.distributed.mesh import Mesh
 from serve_app.distributed.timestep_pipeline import ReferenceReturn
 from serve_app.engine.decoding import to_pixels
-from serve_app.engine.messages import END, Message, WorkingBlock, packed, received
+from serve_app.engine.messages import Message, WorkingBlock, end, packed, received
 from serve_app.engine.networks import Networks, load_networks
+from serve_app.engine.peak_memory import PeakMemory
 from serve_app.engine.rollout import RolloutPlan, drawn_distance
 from serve_app.engine.sampler import begin_blocks, decode, denoise
 from serve_app.model.flow_match import euler_schedule
@@ -97,8 +98,9 @@ class AvatarProgram:
         return self._mesh.traffic.by_purpose()
 
     def _frame_blocks(self, task: RenderTask, control: RunControl) -> Iterator[FrameBlock]:
-        mesh, plan = self._mesh, _plan(task)
-        messages = _sent(self._incoming(task, plan, control), mesh.copies)
+        mesh, plan, memory = self._mesh, _plan(task), PeakMemory(self._mesh)
+        incoming = self._incoming(task, plan, memory, control)
+        messages = _sent(incoming, mesh.copies, peak_bytes=lambda: 0)  # they hear of it on their axis
         if mesh.place.role is Role.STAGE:
             assert self._networks.dit is not None, "a stage has the transformer"
             messages = denoise(
@@ -111,20 +113,27 @@ class AvatarProgram:
             )
             if mesh.is_last_stage:
                 messages = map(_without_voice, messages)
-        messages = _sent(messages, mesh.downstream)
         if mesh.is_decoder:
-            yield from self._decoded(messages, control)
+            yield from self._decoded(messages, plan, memory, control)
         else:
-            for _ in messages:
+            for _ in _sent(messages, mesh.downstream, peak_bytes=memory.largest):
                 pass
         mesh.flush()
 
-    def _incoming(self, task: RenderTask, plan: RolloutPlan, control: RunControl) -> Iterator[Message]:
+    def _incoming(
+        self, task: RenderTask, plan: RolloutPlan, memory: PeakMemory, control: RunControl
+    ) -> Iterator[Message]:
         """Yields what this rank works on: messages from upstream, or on the source those that it makes."""
         upstream, deadlines = self._mesh.upstream, self._deadlines
         if upstream is not None:
             control.note("waits for the source")
-            yield from received(upstream, plan.timeline, first_s=deadlines.first_s, later_s=deadlines.later_s)
+            yield from received(
+                upstream,
+                plan.timeline,
+                first_s=deadlines.first_s,
+                later_s=deadlines.later_s,
+                on_end=memory.hear,
+            )
             return
         conditioner = self._networks.conditioner
         assert conditioner is not None, "the source has the encoders"
@@ -139,10 +148,16 @@ class AvatarProgram:
             pause_s=deadlines.later_s / 4,
         )
 
-    def _decoded(self, messages: Iterator[Message], control: RunControl) -> Iterator[FrameBlock]:
-        """Yields whole frames on the output rank; other decoders hand it their strips."""
+    def _decoded(
+        self, messages: Iterator[Message], plan: RolloutPlan, memory: PeakMemory, control: RunControl
+    ) -> Iterator[FrameBlock]:
+        """Yields whole frames on the output rank; other decoders hand it their strips.
+
+        The last block waits a moment for the end of the messages, to tell what memory the video took.
+        """
         mesh, vae = self._mesh, self._networks.vae
         assert vae is not None, "a decoder has the VAE"
+        last: FrameBlock | None = None
         started = time.perf_counter()
         for position, video in decode(messages, vae, control):
             strip = to_pixels(video)
@@ -151,18 +166,28 @@ class AvatarProgram:
                 continue
             others = [source.receive(timeout_s=self._deadlines.later_s).tensors[0] for source in mesh.strips_from]
             frames = torch.cat([strip, *others], dim=2).cpu().numpy()
-            yield FrameBlock(index=position.index, frames=frames, seconds=time.perf_counter() - started)
+            block = FrameBlock(index=position.index, frames=frames, seconds=time.perf_counter() - started)
+            if block.index == plan.timeline.num_blocks - 1:
+                last = block
+                continue
+            yield block
             started = time.perf_counter()
+        peak_bytes = memory.largest()
+        if last is not None:
+            yield replace(last, peak_bytes=peak_bytes)
 
 
-def _sent(messages: Iterator[Message], receivers: Sequence[Sender]) -> Iterator[Message]:
-    """Yields the messages, each handed to the receivers first; at the end tells them so."""
+def _sent(
+    messages: Iterator[Message], receivers: Sequence[Sender], *, peak_bytes: Callable[[], int]
+) -> Iterator[Message]:
+    """Yields the messages, each handed to the receivers first; at the end tells them so, and what memory it took."""
     for message in messages:
         for receiver in receivers:
             receiver.send(packed(message))
         yield message
+    last = end(peak_bytes())
     for receiver in receivers:
-        receiver.send(END)
+        receiver.send(last)
 
 
 def _without_voice(message: Message) -> Message:

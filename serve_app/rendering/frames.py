@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -78,14 +78,13 @@ def whole_or_cancelled(
         raise RenderCancelledError("the render was cancelled", remedy="start it again to get the whole video")
 
 
-def in_file_time(blocks: Iterable[FrameBlock], timeline: Timeline) -> Iterator[NDArray[np.uint8]]:
-    """Yields for every block the frames that the file shows during it, uint8 [T, H, W, 3], T <= 12.
+def in_file_time(block: FrameBlock, timeline: Timeline) -> NDArray[np.uint8]:
+    """Returns the frames that the file shows during a block, uint8 [T, H, W, 3], T <= 12.
 
     Sound starts with the first frame, but the decoder's start-up swallows three: the first one made stands in
     for them, so that lips and voice agree. The last block ends with the video.
     """
-    for block in blocks:
-        frames = block.frames
-        if block.index == 0:
-            frames = np.concatenate((np.repeat(frames[:1], STARTUP_FRAMES, axis=0), frames))
-        yield frames[: len(timeline.block_frames(block.index))]
+    frames = block.frames
+    if block.index == 0:
+        frames = np.concatenate((np.repeat(frames[:1], STARTUP_FRAMES, axis=0), frames))
+    return frames[: len(timeline.block_frames(block.index))]

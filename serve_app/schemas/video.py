@@ -174,7 +174,10 @@ class Video(Frozen):
     quote: Quoted | None
     inference_time_s: float | None
     queue_time_s: float | None
-    peak_memory_mb: float | None
+    peak_memory_mb: float | None = Field(
+        description="MiB of the rank that took the most: of a GPU what was allocated during this video, of a rank on "
+        "the CPU the most that its process ever held"
+    )
     attempt: int
     cancel_requested: bool
     priority: PriorityName

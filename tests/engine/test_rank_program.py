@@ -70,6 +70,13 @@ def test_yields_9_frames_then_12_per_block_as_uint8_pictures(program: AvatarProg
     assert all(block.frames.dtype == np.uint8 and block.seconds > 0 for block in blocks)
 
 
+def test_the_last_block_tells_what_memory_the_video_took(program: AvatarProgram) -> None:
+    *others, last = run(program, a_task(frames=30))
+    assert [block.peak_bytes for block in others] == [None, None]
+    assert last.peak_bytes is not None
+    assert 10 * 2**20 < last.peak_bytes < 2**40
+
+
 def test_the_same_task_gives_the_same_bytes_again(program: AvatarProgram) -> None:
     assert digest(run(program, a_task())) == digest(run(program, a_task()))
 

@@ -23,6 +23,8 @@ import pytest
 from tests.service.conftest import PROMPT, Server, portrait, voice
 
 BLOCK_FRAMES = 12
+PLAUSIBLE_MB = 100, 4000
+"""Of a process with torch and the tiny model."""
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
 
@@ -65,6 +67,7 @@ def test_a_form_and_json_mean_the_same_and_give_the_same_bytes(server: Server) -
     assert first == second
     assert frames_of(first) == 25
     assert (videos[0]["size"], videos[0]["fps"], videos[0]["num_frames"]) == ("64x64", 25, 25)
+    assert all(PLAUSIBLE_MB[0] < video["peak_memory_mb"] < PLAUSIBLE_MB[1] for video in videos)
 
 
 def test_events_come_in_order_and_resume_behind_the_last_one_seen(server: Server) -> None:
@@ -215,6 +218,7 @@ def test_a_sync_request_answers_the_video_itself(server: Server) -> None:
     assert (answer.status_code, answer.headers["Content-Type"]) == (200, "video/mp4")
     assert frames_of(answer.content) == 25
     assert float(answer.headers["X-Inference-Time-S"]) > 0
+    assert PLAUSIBLE_MB[0] < float(answer.headers["X-Peak-Memory-MB"]) < PLAUSIBLE_MB[1]
 
 
 def test_what_there_is_can_be_asked(server: Server) -> None:
