@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MODEL_SAMPLE_RATE = 16_000
+CARD_BYTES = "card_bytes"
+"""Among the facts of a rank that has a GPU: the memory of that card, as CUDA reports it."""
 
 
 @dataclass(frozen=True, eq=False)

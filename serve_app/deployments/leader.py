@@ -9,16 +9,17 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from ray_cluster.errors import FailureKind, GroupUnavailableError, RankFailedError
+from ray_cluster.program import StartReport
 from ray_cluster.replica_group import GroupState
 from serve_app.errors import AvatarError, GangFailedError, RenderCancelledError, UnavailableError
-from serve_app.jobs.job import JobError
+from serve_app.jobs.job import Document, JobError
 from serve_app.jobs.messages import Answer, End, Ending, GroupCondition, GroupReport, Order, Run
 from serve_app.metrics import Metric, Metrics
 from serve_app.rendering.frames import FrameSource
@@ -27,6 +28,7 @@ from serve_app.schemas.config import AppConfig
 from serve_app.schemas.render import RenderSpec
 from serve_app.schemas.service import ServiceTimes
 from serve_app.storage.videos import VideoFiles
+from serve_app.task import CARD_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +49,13 @@ _CONDITIONS = {
 Ask = Callable[[GroupReport], Awaitable[Answer]]
 
 
+class Ranks(Protocol):
+    """What a leader asks of the ranks that its group has now."""
+
+    @property
+    def reports(self) -> tuple[StartReport, ...]: ...
+
+
 class Group(Protocol):
     """What a leader asks of its replica group; `ReplicaGroup` is one."""
 
@@ -58,6 +67,8 @@ class Group(Protocol):
     def num_restarts(self) -> int: ...
     @property
     def last_reason(self) -> str: ...
+    @property
+    def gang(self) -> Ranks | None: ...
 
 
 class Inputs(Protocol):
@@ -107,6 +118,7 @@ class Leader:
         self._attempt: _Attempt | None = None
         self._end: End | None = None
         self._last: tuple[str, int] | None = None
+        self._facts: Document = {}
         self._is_draining = False
         self._is_gone = False
         self._changed = asyncio.Event()
@@ -187,7 +199,15 @@ class Leader:
             end=self._end,
             num_restarts=self._group.num_restarts,
             reason=self._group.last_reason,
+            facts=self._known_facts(),
         )
+
+    def _known_facts(self) -> Document:
+        """Returns what the ranks told when they started; while others start in their place, what those told."""
+        gang = self._group.gang
+        if gang is not None:
+            self._facts = _facts_of(gang.reports)
+        return self._facts
 
     def _condition(self) -> GroupCondition:
         if self._is_gone:
@@ -281,6 +301,12 @@ class Leader:
         if not isinstance(error, AvatarError):
             log.error("render failed", exc_info=error, extra={"job": order.job_id})
         return End(order.job_id, order.attempt, Ending.FAILED, error=_told(error, None))
+
+
+def _facts_of(reports: Sequence[StartReport]) -> Document:
+    """Returns the memory of the smallest card; nothing where ranks have none."""
+    told = [report.facts[CARD_BYTES] for report in reports if CARD_BYTES in report.facts]
+    return {CARD_BYTES: min(map(int, told))} if told else {}
 
 
 def _resolved(order: Order, files: Inputs) -> RenderSpec:

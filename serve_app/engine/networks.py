@@ -17,6 +17,7 @@ from serve_app.model.dit import CausalDiT
 from serve_app.model.tiny import TINY, tiny_checkpoint
 from serve_app.model.vae import VideoVAE
 from serve_app.planning.layout import Role
+from serve_app.task import CARD_BYTES
 
 if TYPE_CHECKING:
     from serve_app.engine.conditioning import Conditioner
@@ -40,6 +41,7 @@ class Networks:
             facts["largest_unit_bytes"] = largest_unit_bytes(self.dit)
         if mesh.device.type == "cuda":
             facts["allocated_bytes"] = torch.cuda.memory_allocated(mesh.device)
+            _, facts[CARD_BYTES] = torch.cuda.mem_get_info(mesh.device)
         return facts
 
     def _by_name(self) -> Iterator[tuple[str, nn.Module | None]]:

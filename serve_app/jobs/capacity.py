@@ -38,6 +38,7 @@ def _pool(fleet: Fleet, ledger: Ledger, name: str, reports: Iterable[GroupReport
         "model": config.model,
         "layout": config.layout,
         "gpu": config.gpu or "cpu",
+        "card_bytes": fleet.card_bytes(name),
         "min_groups": config.min_groups,
         "max_groups": config.max_groups,
         "waiting": ledger.num_waiting_for(name),

@@ -220,6 +220,7 @@ class Dispatching:
         if before is not None and told.num_restarts > before.num_restarts:
             self._metrics.count(Metric.GROUP_RESTARTS, pool=told.pool)
         self._roll.note(told)
+        self._fleet.see(self._roll.reports())
 
     def _give_up_unheard(self) -> None:
         """Settles the attempts that no leader reported in time."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,6 +12,7 @@ from statistics import median
 
 from serve_app.jobs.admission import DoesNotFit, Fits, Nearest
 from serve_app.jobs.job import Document
+from serve_app.jobs.messages import GroupReport
 from serve_app.jobs.submission import Submission
 from serve_app.planning.calibration import Calibration
 from serve_app.planning.cost import Prediction, predict
@@ -23,11 +25,16 @@ from serve_app.planning.network import PUBLISHED, TINY, DType, ModelDims
 from serve_app.planning.workload import WHOLE_SPEECH_SECONDS, Workload
 from serve_app.schemas.presets import PRESETS, Preset
 from serve_app.schemas.service import PoolConfig
+from serve_app.task import CARD_BYTES
+
+log = logging.getLogger(__name__)
 
 TINY_CHECKPOINT = "tiny"
 _CPU_TFLOPS = 0.1
 """What a core does of the tiny model's arithmetic, as a first guess: `Pace` corrects it from the first video on."""
 _PACE_VIDEOS = 5
+_CARD_TOLERANCE = 0.01
+"""Drivers differ by less in what they keep of a card for themselves."""
 _SPEECH_STEP_S = 10.0
 
 
@@ -61,13 +68,45 @@ class _Site:
 
 
 class Fleet:
-    """The pools of a service; a Planner. Verdicts are remembered: the same video is asked for again and again."""
+    """The pools of a service; a Planner. Verdicts are remembered: the same video is asked for again and again.
+
+    A pool names a kind of card. As soon as one of its groups has seen that a card has less memory than that kind, the
+    pool is judged by what was seen; never by more than its kind has.
+    """
 
     def __init__(self, pools: Iterable[PoolConfig], *, calibration: Calibration, cpu_bytes: int) -> None:
         """`cpu_bytes` is the memory of the machine, which the ranks of a group on CPUs share."""
         self.pools: Mapping[str, PoolConfig] = {pool.name: pool for pool in pools}
         self.pace = Pace()
-        self._sites = {pool.name: _site(pool, calibration, cpu_bytes) for pool in self.pools.values()}
+        self._promised = {pool.name: _site(pool, calibration, cpu_bytes) for pool in self.pools.values()}
+        self._sites = dict(self._promised)
+        self._warned: set[tuple[str, int]] = set()
+
+    def see(self, reports: Iterable[GroupReport]) -> None:
+        """Takes into account what all groups tell of their cards; where none does, what was seen last holds."""
+        told: dict[str, int] = {}
+        for report in reports:
+            card_bytes = report.facts.get(CARD_BYTES)
+            if card_bytes is not None and report.pool in self.pools and self.pools[report.pool].gpu is not None:
+                told[report.pool] = min(card_bytes, told.get(report.pool, card_bytes))
+        for pool, card_bytes in told.items():
+            self._see_card(pool, card_bytes)
+
+    def card_bytes(self, pool: str) -> int:
+        """Returns the memory that a rank of the pool is taken to have."""
+        return self._sites[pool].gpus.kind.total_bytes
+
+    def _see_card(self, pool: str, card_bytes: int) -> None:
+        promised = self._promised[pool]
+        kind = promised.gpus.kind
+        if card_bytes >= kind.total_bytes * (1 - _CARD_TOLERANCE):
+            self._sites[pool] = promised
+            return
+        if (pool, card_bytes) not in self._warned:
+            self._warned.add((pool, card_bytes))
+            facts = {"pool": pool, "kind": kind.name, "promised_bytes": kind.total_bytes, "card_bytes": card_bytes}
+            log.warning("card smaller than its kind", extra=facts)
+        self._sites[pool] = replace(promised, gpus=replace(promised.gpus, kind=replace(kind, total_bytes=card_bytes)))
 
     def candidates(self, work: Submission) -> Iterator[str]:
         """Yields the pools that have the model which the video wants."""

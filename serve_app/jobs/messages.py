@@ -60,7 +60,7 @@ class End:
 
 @dataclass(frozen=True)
 class GroupReport:
-    """All that a leader knows of its group."""
+    """All that a leader knows of its group; `facts` may hold `task.CARD_BYTES`, of its smallest card."""
 
     group: str
     pool: str

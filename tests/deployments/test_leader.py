@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from ray_cluster.errors import FailureKind, RankFailedError
+from ray_cluster.program import StartReport
 from ray_cluster.replica_group import GroupState
 from serve_app.deployments.leader import Leader, Workshop
 from serve_app.errors import CheckpointError, GangFailedError, RenderCancelledError
 from serve_app.jobs.job import Job, JobState
-from serve_app.jobs.messages import Answer, GroupReport
+from serve_app.jobs.messages import Answer, GroupCondition, GroupReport
 from serve_app.metrics import NoMetrics
 from serve_app.planning.geometry import STARTUP_FRAMES
 from serve_app.rendering.frames import IsCancelled
@@ -30,6 +31,12 @@ SAMPLES = Path(__file__).parents[2] / "serve_app" / "samples"
 TIMES = ServiceTimes(report_every_s=0.1, call_s=5)
 PATIENCE_S = 20.0
 NUM_BLOCKS = 4
+PEAK_BYTES = 300 * 2**20
+
+
+@dataclass(frozen=True)
+class StubGang:
+    reports: tuple[StartReport, ...]
 
 
 @dataclass
@@ -38,6 +45,7 @@ class StubGroup:
     state: GroupState = GroupState.READY
     num_restarts: int = 0
     last_reason: str = ""
+    gang: StubGang | None = None
 
 
 @dataclass
@@ -56,7 +64,8 @@ class SteppedSource:
             if index == self.broken_at and self.error is not None:
                 raise self.error
             frames = np.zeros((12 - STARTUP_FRAMES * (index == 0), task.size.height, task.size.width, 3), np.uint8)
-            yield FrameBlock(index=index, frames=frames, seconds=0.01)
+            is_last = index == task.timeline.num_blocks - 1
+            yield FrameBlock(index, frames, seconds=0.01, peak_bytes=PEAK_BYTES if is_last else None)
 
 
 class Samples:
@@ -133,7 +142,7 @@ def test_an_ordered_job_is_rendered_block_by_block_and_committed(stage: Stage) -
         stage.source.permits.release(NUM_BLOCKS)
         done = await stage.state(job, JobState.COMPLETED)
         assert done.location == str(stage.videos.location(job.id, 1))
-        assert done.result["num_frames"] == 48
+        assert (done.result["num_frames"], done.result["peak_memory_mb"]) == (48, 300.0)
         assert Path(done.location).stat().st_size > 1000
 
     play(stage, story)
@@ -272,6 +281,24 @@ def test_a_leader_that_drains_does_not_wait_for_a_dispatcher_that_is_gone(stage:
         async with asyncio.timeout(PATIENCE_S):
             await leader.drain(timeout_s=1000 * PATIENCE_S)
         assert stage.videos.is_committed(job.id, attempt=1)
+
+    play(stage, story)
+
+
+def test_a_leader_tells_of_its_smallest_card_also_while_other_ranks_start(stage: Stage) -> None:
+    cards = [{"card_bytes": 2**36}, {"card_bytes": 2**35, "dit_bytes": 7}, {}]
+    reports = (StartReport(f"rank {number}", is_output=not number, facts=card) for number, card in enumerate(cards))
+    stage.group.gang = StubGang(tuple(reports))
+
+    async def story(leader: Leader) -> None:
+        await stage.until(lambda: bool(stage.told))
+        stage.group.gang, stage.group.state = None, GroupState.STARTING
+        leader.tell()
+        await stage.until(lambda: stage.told[-1].condition is GroupCondition.STARTING)
+        assert [told.facts for told in stage.told] == [{"card_bytes": 2**35}] * len(stage.told)
+        stage.group.gang = StubGang((StartReport("on the CPU", is_output=True, facts={"device": "cpu"}),))
+        leader.tell()
+        await stage.until(lambda: stage.told[-1].facts == {})
 
     play(stage, story)
 

@@ -133,13 +133,14 @@ class FakeLeader:
     end: End | None = None
     is_stopped: bool = False
     inference_s: float = 2.0
+    facts: dict[str, Any] = field(default_factory=dict)
     commits: list[tuple[str, int]] = field(default_factory=list)
 
     def told(self) -> GroupReport:
         run = None
         if self.order is not None:
             run = Run(self.order.job_id, self.order.attempt, self.blocks_done, BLOCKS, 0.5)
-        return GroupReport(self.name, self.pool, self.condition, run=run, end=self.end)
+        return GroupReport(self.name, self.pool, self.condition, run=run, end=self.end, facts=self.facts)
 
     def report(self, *, is_answer_lost: bool = False) -> Answer | None:
         """Reports once; the answer may get lost on its way."""
