@@ -2,40 +2,30 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
 
 from serve_app.errors import OutputError
+from serve_app.storage.disk import Unfinished, unfinished_in
 
 
 class LocalFile:
     """A VideoSink for one file; fragments reach the disk as they are appended."""
 
-    def __init__(self, target: Path, unfinished: Path, file: BinaryIO) -> None:
+    def __init__(self, target: Path, unfinished: Unfinished) -> None:
         self._target = target
         self._unfinished = unfinished
-        self._file = file
 
     def append(self, fragment: bytes) -> None:
-        rest = memoryview(fragment)
-        try:
-            while rest:  # an unbuffered write may take a part only
-                rest = rest[self._file.write(rest) :]
-        except OSError as error:
-            raise _not_written(self._target, error) from error
+        with _told(self._target):
+            self._unfinished.append(fragment)
 
     def commit(self) -> str:
         """Syncs the file and moves it to its place, over an earlier video of that name."""
-        try:
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self._unfinished.replace(self._target)
-        except OSError as error:
-            raise _not_written(self._target, error) from error
+        with _told(self._target):
+            self._unfinished.sync()
+            self._unfinished.become(self._target)
         return str(self._target)
 
 
@@ -46,19 +36,21 @@ def local_file(target: Path) -> Iterator[LocalFile]:
     Without a commit nothing stays: neither the unfinished file nor a folder made for it.
     """
     made = _missing_folders(target)
-    unfinished = target.with_name(f".{secrets.token_hex(8)}.part")
     try:
-        with _create(target, unfinished) as file:
-            yield LocalFile(target, unfinished, file)
+        with ExitStack() as opened:
+            with _told(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with suppress(FileNotFoundError):
+                    target.lstat()  # says now, not after the render, that the name is too long
+                unfinished = opened.enter_context(unfinished_in(target.parent))
+            yield LocalFile(target, unfinished)
     finally:
-        with suppress(OSError):  # it stands in its place, or was never made
-            unfinished.unlink()
         _remove_if_empty(made)
 
 
 def _missing_folders(target: Path) -> list[Path]:
     """Returns the folders that do not exist yet, innermost first; refuses a target that is no place for a file."""
-    try:
+    with _told(target):  # a part of the path may be too long, or may not be looked at
         if target.exists() and not target.is_file():
             kind = "a folder" if target.is_dir() else "not a regular file"
             raise OutputError(f'"{target}" is {kind}', remedy="name a file, for example video.mp4", param="out")
@@ -67,18 +59,6 @@ def _missing_folders(target: Path) -> list[Path]:
         if not ground.is_dir():
             raise OutputError(f'"{ground}" is not a folder', remedy="choose a folder for the video", param="out")
         return missing
-    except OSError as error:  # a part of the path is too long, or may not be looked at
-        raise _not_written(target, error) from error
-
-
-def _create(target: Path, unfinished: Path) -> BinaryIO:
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):
-            target.lstat()  # says now, not after the render, that the name is too long
-        return unfinished.open("xb", buffering=0)
-    except OSError as error:
-        raise _not_written(target, error) from error
 
 
 def _remove_if_empty(folders: list[Path]) -> None:
@@ -87,9 +67,13 @@ def _remove_if_empty(folders: list[Path]) -> None:
             folder.rmdir()
 
 
-def _not_written(target: Path, error: OSError) -> OutputError:
-    return OutputError(
-        f'"{target}" cannot be written: {error.strerror}',
-        remedy="choose a folder that is writable and has free space",
-        param="out",
-    )
+@contextmanager
+def _told(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f'"{target}" cannot be written: {error.strerror}',
+            remedy="choose a folder that is writable and has free space",
+            param="out",
+        ) from error
