@@ -93,6 +93,12 @@ class RankError(AvatarError):
     code = "rank_failed"
 
 
+class NotFiniteError(RenderFailedError):
+    """The model made something that is no number: a picture of it would be noise."""
+
+    code = "not_finite"
+
+
 class GangFailedError(AvatarError):
     """The ranks that shared a video failed, or found no place; nothing of the video is kept.
 

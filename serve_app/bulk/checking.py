@@ -1,4 +1,4 @@
-"""Checks rows before anything is rendered: their values, their inputs, whether they ever fit, and how long they take."""
+"""Checks rows before anything is rendered: values, inputs, whether they ever fit, and how long they take."""
 
 from __future__ import annotations
 

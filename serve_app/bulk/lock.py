@@ -68,7 +68,9 @@ class RunLock:
         if stored is not None and _is_running(stored):
             self._wait_until_gone(stored)
             stored = self._folder.read(RUN)
-        if not self._folder.write_if(RUN, self._content("running"), replaces=stored and stored.version):
+        if not self._folder.write_if(
+            RUN, self._content("running"), replaces=None if stored is None else stored.version
+        ):
             raise self._taken("has just been taken by another job")
         self._folder.delete(CANCEL)
         self._beating.start()

@@ -53,8 +53,9 @@ class RowState(enum.StrEnum):
 class PlannedRow:
     """A row that may be rendered. `spec` is a RenderSpec as JSON, its inputs as full paths or s3:// addresses.
 
-    `origin` is what reports tell of where it comes from: original, base, metadata, archive_name, warnings. `body_key` is of the
-    spec and of what is in its inputs; with the model it makes the key of the row. `predicted_s` is by arithmetic.
+    `origin` is what reports tell of where it comes from: original, base, metadata, archive_name, warnings. `body_key`
+    is of the spec and of what is in its inputs; with the model it makes the key of the row. `predicted_s` is by
+    arithmetic.
     """
 
     number: int
@@ -106,8 +107,8 @@ class RowTable:
         values = (row.number, row.custom_id, folded, archived, json.dumps(row.spec), json.dumps(row.origin))
         with suppress(sqlite3.IntegrityError):
             self._rows.execute(
-                "INSERT INTO rows (number, custom_id, folded, archived, spec, origin, body_key, predicted_s, num_frames, state)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO rows (number, custom_id, folded, archived, spec, origin, body_key, predicted_s, num_frames,"
+                " state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (*values, row.body_key, row.predicted_s, row.num_frames, RowState.PENDING),
             )
             return None

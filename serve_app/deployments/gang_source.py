@@ -113,7 +113,13 @@ def gang_timeouts(limits: GangLimits) -> GangTimeouts:
 
 
 def gang_spec(
-    layout: ParallelLayout, *, checkpoint: str, cache_dir: Path, limits: GangLimits, threads_per_rank: int
+    layout: ParallelLayout,
+    *,
+    checkpoint: str,
+    cache_dir: Path,
+    limits: GangLimits,
+    threads_per_rank: int,
+    program: str = PROGRAM,
 ) -> GangSpec:
     """Returns what the ranks of this layout run."""
     options = {
@@ -126,7 +132,7 @@ def gang_spec(
     }
     # As many finished blocks may wait as can be begun: the output rank never stops in Ray while others wait for it.
     return GangSpec(
-        PROGRAM,
+        program,
         options=options,
         threads_per_rank=threads_per_rank,
         run_ahead=_RUN_AHEAD,

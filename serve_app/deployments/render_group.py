@@ -17,6 +17,8 @@ from serve_app.deployments.metrics import RayMetrics
 from serve_app.errors import AvatarError, GangFailedError
 from serve_app.jobs.messages import Answer, GroupReport
 from serve_app.planning.layout import ParallelLayout
+from serve_app.rendering.frames import PROGRAM
+from serve_app.schemas.config import AppConfig
 from serve_app.schemas.service import PoolConfig, ServiceConfig
 from serve_app.storage.files import FileStore
 from serve_app.storage.videos import VideoFiles
@@ -30,7 +32,9 @@ class RenderGroup:
     def __init__(self, config: ServiceConfig, pool: PoolConfig, dispatcher: DeploymentHandle[Any]) -> None:
         self._times = config.times
         self._dispatcher = dispatcher
-        self._group = _group(config, pool, name=f"{pool.name}-{serve.get_replica_context().replica_id.unique_id}")
+        self._group = replica_group(
+            config, pool, name=f"{pool.name}-{serve.get_replica_context().replica_id.unique_id}"
+        )
         workshop = Workshop(
             source=GangSource(self._group, limits=config.gang),
             files=FileStore(config.data_dir),
@@ -83,13 +87,15 @@ def group_bundles(pool: PoolConfig) -> GroupBundles:
     )
 
 
-def _group(config: ServiceConfig, pool: PoolConfig, *, name: str) -> ReplicaGroup:
+def replica_group(config: AppConfig, pool: PoolConfig, *, name: str, program: str = PROGRAM) -> ReplicaGroup:
+    """Returns a group of a pool, led by this process on the first bundle of the placement in which it runs."""
     spec = gang_spec(
         ParallelLayout.parse(pool.layout),
         checkpoint=pool.checkpoint,
         cache_dir=config.cache_dir,
         limits=config.gang,
         threads_per_rank=pool.threads_per_rank or max(1, round(pool.cpus_per_rank)),
+        program=program,
     )
     if pool.gpu is None:
         spec = replace(spec, env={**spec.env, **_WITHOUT_GPU})

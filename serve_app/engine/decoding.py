@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from serve_app.errors import NotFiniteError
 from serve_app.model.vae import Stream, VideoVAE
 from serve_app.planning.geometry import LATENT_FRAMES_PER_BLOCK, STARTUP_FRAMES, BlockPosition
 
@@ -31,6 +32,11 @@ class FrameDecoder:
 
 
 def to_pixels(video_CTHW: Tensor) -> Tensor:
-    """Returns uint8 [frames, H, W, 3] of video [3, frames, H, W] in [-1, 1]."""
+    """Returns uint8 [frames, H, W, 3] of video [3, frames, H, W] in [-1, 1]; raises NotFiniteError for NaN."""
+    if not torch.isfinite(video_CTHW).all():
+        raise NotFiniteError(
+            "the model made frames with NaN or infinity",
+            remedy="try again; if it comes back, `live-avatar checkpoint verify` reads the weights, and the GPU may fail",
+        )
     pixels = ((video_CTHW + 1) * 127.5).round_().clamp_(0, 255).to(torch.uint8)
     return pixels.permute(1, 2, 3, 0).contiguous()

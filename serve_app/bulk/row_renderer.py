@@ -1,0 +1,238 @@
+"""RowRenderer: makes the videos of rows with one source of frames, through the same path as everything else.
+
+While one row has the ranks, the next one's inputs are fetched and decoded, and the last one's video is brought to its
+place: only `frames` is done in turn.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from serve_app.bulk.failures import has_brought_down, is_begun, row_error, story_of
+from serve_app.bulk.inputs import local_copy
+from serve_app.bulk.messages import RowOrder, RowReport
+from serve_app.bulk.outcomes import Code, RowError
+from serve_app.bulk.output import RowOutput
+from serve_app.bulk.row import Document
+from serve_app.errors import AvatarError, RenderCancelledError
+from serve_app.rendering.frames import FrameSource, IsCancelled
+from serve_app.rendering.pipeline import Progress, RenderResult, render
+from serve_app.schemas.config import AppConfig
+from serve_app.schemas.render import RenderSpec
+from serve_app.storage.base import Folder
+from serve_app.task import FrameBlock, RenderTask
+
+log = logging.getLogger(__name__)
+
+_LOOK_EVERY_S = 0.2
+
+
+@dataclass(eq=False)
+class Turn:
+    """One attempt on its way to the ranks and over them; shared with whoever asks how far it is."""
+
+    order: RowOrder
+    is_stopped: threading.Event = field(default_factory=threading.Event)
+    began_at: float | None = None
+    busy_s: float = 0.0
+    blocks_done: int = 0
+    num_blocks: int = 0
+    lines: list[str] = field(default_factory=list)
+
+    def is_late(self) -> bool:
+        return self.began_at is not None and time.monotonic() - self.began_at > self.order.limit_s
+
+    def is_over(self) -> bool:
+        """Whether the attempt shall end at the next block border."""
+        return self.is_stopped.is_set() or self.is_late()
+
+    def note(self, line: str) -> None:
+        """Adds a line to the log of the attempt."""
+        self.lines.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}")
+
+
+class InTurn:
+    """A FrameSource that several attempts share: one after the other."""
+
+    def __init__(self, source: FrameSource) -> None:
+        self._source = source
+        self._ranks = threading.Lock()
+        self.turn: Turn | None = None
+        self.busy_s = 0.0
+
+    def of(self, turn: Turn) -> _Mine:
+        """Returns the source as one attempt sees it."""
+        return _Mine(self, turn)
+
+    def frames(self, turn: Turn, task: RenderTask, is_cancelled: IsCancelled) -> Iterator[FrameBlock]:
+        while not self._ranks.acquire(timeout=_LOOK_EVERY_S):
+            if is_cancelled():
+                raise RenderCancelledError("the row was stopped before its turn", remedy="start the job again")
+        try:
+            turn.began_at, self.turn = time.monotonic(), turn
+            turn.note("has the ranks")
+            yield from self._source.frames(task, is_cancelled=is_cancelled)
+        finally:
+            turn.busy_s = time.monotonic() - (turn.began_at or time.monotonic())
+            turn.began_at, self.turn = None, None
+            self.busy_s += turn.busy_s
+            self._ranks.release()
+
+
+@dataclass(frozen=True)
+class _Mine:
+    shared: InTurn
+    mine: Turn
+
+    def frames(self, task: RenderTask, *, is_cancelled: IsCancelled) -> Iterator[FrameBlock]:
+        """See FrameSource."""
+        return self.shared.frames(self.mine, task, is_cancelled)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a lane writes: the output folder, and a folder of this machine for what is on its way to a bucket."""
+
+    output: Folder
+    spool: Path
+
+
+class RowRenderer:
+    """Renders orders, several threads at once; see the module."""
+
+    def __init__(
+        self, source: FrameSource, place: Place, *, lane: str, num_ranks: int, run_id: str, config: AppConfig
+    ) -> None:
+        self._ranks = InTurn(source)
+        self._place = place
+        self._lane = lane
+        self._num_ranks = num_ranks
+        self._run_id = run_id
+        self._config = config
+        self._turns: dict[tuple[int, int], Turn] = {}
+
+    @property
+    def now(self) -> Turn | None:
+        """The attempt that has the ranks."""
+        return self._ranks.turn
+
+    @property
+    def busy_s(self) -> float:
+        """How long the ranks have worked so far, on whatever."""
+        turn = self.now
+        began_at = None if turn is None else turn.began_at
+        return self._ranks.busy_s + (0.0 if began_at is None else time.monotonic() - began_at)
+
+    def stop(self) -> None:
+        """Lets every attempt end at its next block border."""
+        for turn in list(self._turns.values()):
+            turn.is_stopped.set()
+
+    def render(self, order: RowOrder) -> RowReport:
+        """Makes the video of a row, and commits it; every way in which that can end is a report."""
+        turn = self._turns[order.seq, order.attempt] = Turn(order)
+        output = RowOutput(self._place.output, order.custom_id, self._place.spool)
+        turn.note(f"{order.custom_id}, attempt {order.attempt} of run {self._run_id} on {self._lane}")
+        try:
+            report = self._done(turn, output)
+        except Exception as error:
+            report = self._failed(turn, error)
+        finally:
+            del self._turns[order.seq, order.attempt]
+        return self._logged(turn, output, report)
+
+    def _done(self, turn: Turn, output: RowOutput) -> RowReport:
+        """Returns the report of a row that is committed: by this attempt, or by whoever was before it."""
+        order = turn.order
+        result = output.result()
+        if result is None or result["row_key"] != order.row_key:
+            output.prepare()
+            made = self._rendered(turn, output)
+            turn.note("is rendered")
+            sha256, num_bytes = output.publish()
+            result = output.commit(self._result(turn, output, made, sha256=sha256, num_bytes=num_bytes))
+        if order.archive_name is not None:
+            output.archive(order.archive_name)
+        turn.note("is done")
+        return RowReport(order.seq, order.attempt, self._lane, result=result, busy_s=turn.busy_s)
+
+    def _rendered(self, turn: Turn, output: RowOutput) -> RenderResult:
+        spec = RenderSpec.from_request(**turn.order.spec)
+        with ExitStack() as copies:
+            inputs = {name: str(copies.enter_context(local_copy(getattr(spec, name)))) for name in ("image", "audio")}
+            turn.note("has its inputs")
+            return render(
+                spec.model_copy(update=inputs),
+                source=self._ranks.of(turn),
+                sink=output.sink(),
+                config=self._config,
+                on_progress=lambda progress: _note(turn, progress),
+                is_cancelled=turn.is_over,
+            )
+
+    def _result(self, turn: Turn, output: RowOutput, made: RenderResult, *, sha256: str, num_bytes: int) -> Document:
+        order = turn.order
+        return {
+            "custom_id": order.custom_id,
+            "row_key": order.row_key,
+            "uri": output.uri,
+            "sha256": sha256,
+            "num_bytes": num_bytes,
+            "size": str(made.size),
+            "num_frames": made.num_frames,
+            "seconds": made.seconds,
+            "render_s": round(made.render_seconds, 3),
+            "gpu_s": round(turn.busy_s * self._num_ranks, 3),
+            "attempts": order.attempt,
+            "group": self._lane,
+            "run_id": self._run_id,
+            "finished_at": round(time.time(), 3),
+            "metadata": order.metadata,
+            "warnings": list(order.warnings),
+        }
+
+    def _failed(self, turn: Turn, error: Exception) -> RowReport:
+        order = turn.order
+        told = row_error(error, attempt=order.attempt, lane=self._lane, blocks_done=turn.blocks_done)
+        if told.code is Code.CANCELLED and not turn.is_stopped.is_set():
+            told = replace(told, code=Code.TIMEOUT, message=f"took longer than {order.limit_s:.0f} s and was stopped")
+        turn.note(f"failed: {told.code}: {told.message}")
+        if not isinstance(error, AvatarError) or has_brought_down(error):
+            turn.note(story_of(error))
+        return RowReport(
+            order.seq,
+            order.attempt,
+            self._lane,
+            error=told,
+            has_brought_down=has_brought_down(error),
+            is_begun=is_begun(error),
+            busy_s=turn.busy_s,
+        )
+
+    def _logged(self, turn: Turn, output: RowOutput, report: RowReport) -> RowReport:
+        """Keeps the log of the attempt; the row does not fail with it."""
+        try:
+            log_uri = output.write_log(turn.order.attempt, "\n".join(turn.lines) + "\n")
+        except AvatarError as error:
+            log.warning("row log not written", extra={"row": turn.order.custom_id, "error": str(error)})
+            return report
+        return report if report.error is None else replace(report, error=_logged_at(report.error, log_uri))
+
+
+def _note(turn: Turn, progress: Progress) -> None:
+    """Takes a block border into account; the first call tells how many there will be."""
+    if progress.frames_done == 0:
+        turn.num_blocks = progress.num_blocks
+        return
+    turn.blocks_done += 1
+    turn.note(f"block {turn.blocks_done} of {turn.num_blocks}")
+
+
+def _logged_at(error: RowError, uri: str) -> RowError:
+    return replace(error, log_uri=uri)
