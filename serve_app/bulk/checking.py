@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from serve_app.bulk.identity import body_key
 from serve_app.bulk.inputs import InputFile, InputReader
-from serve_app.bulk.names import NameTemplate
+from serve_app.bulk.names import archive_name
 from serve_app.bulk.outcomes import Code, RowError
 from serve_app.bulk.row import BadRow, Document, Entry
 from serve_app.bulk.table import PlannedRow
@@ -43,14 +43,14 @@ _AHEAD = 4
 class Checker:
     """`defaults` are settings for rows that say nothing of them; a `preset` among them gives way to a row's own.
 
-    `name` is the template of names in the archive, None without one.
+    `name` is the checked template of names in the archive, None without one.
     """
 
     config: AppConfig
     judge: Judge
     inputs: InputReader
     defaults: Document
-    name: NameTemplate | None = None
+    name: str | None = None
 
     def check(self, entry: Entry) -> PlannedRow | BadRow:
         """Returns the row as it will be rendered, or why it will not be."""
@@ -97,7 +97,7 @@ class Checker:
     def _archive_name(self, entry: Entry, image: InputFile, audio: InputFile) -> str | None:
         if self.name is None:
             return None
-        return self.name.name(number=entry.number, audio=audio.uri, image=image.uri, custom_id=entry.custom_id)
+        return archive_name(self.name, number=entry.number, audio=audio.uri, image=image.uri, custom_id=entry.custom_id)
 
 
 def check_all(rows: Iterable[Entry | BadRow], checker: Checker, *, num_threads: int) -> Iterator[PlannedRow | BadRow]:

@@ -107,8 +107,8 @@ class RowTable:
         values = (row.number, row.custom_id, folded, archived, json.dumps(row.spec), json.dumps(row.origin))
         with suppress(sqlite3.IntegrityError):
             self._rows.execute(
-                "INSERT INTO rows (number, custom_id, folded, archived, spec, origin, body_key, predicted_s, num_frames,"
-                " state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO rows"
+                " (number, custom_id, folded, archived, spec, origin, body_key, predicted_s, num_frames, state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (*values, row.body_key, row.predicted_s, row.num_frames, RowState.PENDING),
             )
             return None
