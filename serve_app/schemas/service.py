@@ -12,6 +12,11 @@ from serve_app.planning.hardware import parse_gpus
 from serve_app.planning.layout import ParallelLayout
 from serve_app.schemas.config import AppConfig, Frozen
 
+_WAITS_FOR_REPORTS = {
+    "lost_after_s": "groups that are well would count as lost",
+    "grace_s": "a new Dispatcher would give up videos that are being made",
+    "call_s": "leaders would give up reports that the Dispatcher only holds",
+}
 NAME = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
 
 
@@ -94,6 +99,19 @@ class ServiceTimes(Frozen):
     """A call from the API to the Dispatcher; also how long the API looks for one that is restarting."""
     keep_s: float = Field(default=7 * 24 * 3600.0, gt=0)
     """Videos, their jobs and uploaded files are kept so long."""
+
+    @model_validator(mode="after")
+    def _check_reports_come_in_time(self) -> Self:
+        """A report is held for up to `report_every_s`, and one may get lost: whoever waits for it waits for two."""
+        least_s = 2 * self.report_every_s
+        for name, otherwise in _WAITS_FOR_REPORTS.items():
+            value_s = getattr(self, name)
+            if value_s < least_s:
+                raise ValueError(
+                    f"{name} {value_s:g} is less than twice report_every_s {self.report_every_s:g}: {otherwise}; "
+                    f"give {name} {least_s:g} or more, or a lower report_every_s"
+                )
+        return self
 
 
 class ApiLimits(Frozen):

@@ -20,7 +20,7 @@ from serve_app.jobs.store import JobStore
 from serve_app.schemas.service import PoolConfig, ServiceConfig, ServiceTimes
 from tests.jobs.leaders import POOL, wanted
 
-TIMES = ServiceTimes(report_every_s=2.0, grace_s=0.1)
+TIMES = ServiceTimes(report_every_s=2.0)
 READY = GroupReport("g0", POOL.name, GroupCondition.READY)
 GONE = GroupReport("g0", POOL.name, GroupCondition.GONE)
 
