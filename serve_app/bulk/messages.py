@@ -50,7 +50,10 @@ class RowReport:
 
 @dataclass(frozen=True)
 class LaneStatus:
-    """What a lane does now. `busy_s`: how long its ranks have worked so far, on whatever."""
+    """What a lane does now. `busy_s`: how long its ranks have worked so far, on whatever.
+
+    `orders` are those that it has, by row and attempt, also what it answered a moment ago.
+    """
 
     lane: str
     condition: GroupCondition
@@ -61,3 +64,4 @@ class LaneStatus:
     num_restarts: int = 0
     reason: str = ""
     busy_s: float = 0.0
+    orders: tuple[tuple[int, int], ...] = ()

@@ -116,6 +116,7 @@ class OwnLane:
             num_restarts=self._group.num_restarts,
             reason=self._group.last_reason,
             busy_s=self._renderer.busy_s,
+            orders=tuple(self._answers),
         )
         turn = self._renderer.now
         if turn is None:

@@ -36,6 +36,10 @@ CREATE TABLE rows (
 );
 CREATE INDEX in_order ON rows (state, predicted_s DESC, seq);
 """
+_INSERT = """
+INSERT INTO rows (number, custom_id, folded, archived, spec, origin, body_key, predicted_s, num_frames, state)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
 
 
 class RowState(enum.StrEnum):
@@ -106,11 +110,7 @@ class RowTable:
         folded, archived = row.custom_id.casefold(), row.archive_name and row.archive_name.casefold()
         values = (row.number, row.custom_id, folded, archived, json.dumps(row.spec), json.dumps(row.origin))
         with suppress(sqlite3.IntegrityError):
-            self._rows.execute(
-                "INSERT INTO rows"
-                " (number, custom_id, folded, archived, spec, origin, body_key, predicted_s, num_frames, state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (*values, row.body_key, row.predicted_s, row.num_frames, RowState.PENDING),
-            )
+            self._rows.execute(_INSERT, (*values, row.body_key, row.predicted_s, row.num_frames, RowState.PENDING))
             return None
         (number,) = self._rows.execute(
             "SELECT number FROM rows WHERE folded = ? OR archived = ?", (folded, archived)
