@@ -6,6 +6,7 @@ A manifest that is none as a whole is an error; a row that is none is a BadRow a
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from serve_app.bulk.manifest_files import ENDINGS, ManifestFile, read_file
@@ -22,7 +23,7 @@ from serve_app.bulk.manifest_folders import (
 from serve_app.bulk.manifest_watch import AudioWatch, TaskWatch, Watch
 from serve_app.bulk.names import check_template
 from serve_app.bulk.row import BadRow, Document, Entry
-from serve_app.errors import InputNotFoundError, InvalidRequestError
+from serve_app.errors import InputNotFoundError, InvalidRequestError, shown
 from serve_app.storage.folders import is_remote, open_folder, split_uri
 
 ManifestSource = ManifestFile | TaskFolder | AudioFolder
@@ -39,7 +40,7 @@ def find_manifest(where: str) -> ManifestFile | TaskFolder:
         return TaskFolder(open_folder(where))
     if not is_named(where, ENDINGS):
         raise InvalidRequestError(
-            f'manifest "{where}" is of no known kind',
+            f"manifest {shown(where)} is of no known kind",
             remedy=f"name a file that ends in {', '.join(ENDINGS)}, or a folder of task files",
             param="manifest",
         )
@@ -56,7 +57,9 @@ def find_audios(audio_dir: str, *, image: str, name: str = DEFAULT_NAME, fields:
     template = check_template(name, known=AUDIO_PLACEHOLDERS)
     if not _is_folder(audio_dir, (), param="audio_dir"):
         raise InvalidRequestError(
-            f'audio_dir "{audio_dir}" is no folder', remedy="name the folder that the sounds are in", param="audio_dir"
+            f"audio_dir {shown(audio_dir)} is no folder",
+            remedy="name the folder that the sounds are in",
+            param="audio_dir",
         )
     if _is_folder(image, IMAGE_ENDINGS, param="image"):
         return AudioFolder(open_folder(audio_dir), open_folder(image), template, fields)
@@ -122,11 +125,13 @@ def _is_folder(where: str, endings: Collection[str], *, param: str) -> bool:
     """Says whether a path or address is a folder and not a file; in a bucket the ending has to tell."""
     if is_remote(where):
         return not is_named(where, endings)
-    path = Path(where)
-    if path.is_dir():
-        return True
-    if path.is_file():
-        return False
+    with suppress(OSError):  # too long, or not to be looked at
+        if Path(where).is_dir():
+            return True
+        if Path(where).is_file():
+            return False
     raise InputNotFoundError(
-        f'{param} "{where}" is not there', remedy="name a file or a folder that exists", param=param
+        f"{param} {shown(where)} is neither a file nor a folder",
+        remedy="name one that exists and may be read",
+        param=param,
     )

@@ -30,6 +30,8 @@ from serve_app.storage.base import Folder
 JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
 ENDINGS = (*JSON_ENDINGS, ".csv", ".parquet")
 MAX_LINE_BYTES = 1 << 20
+MAX_RECORD_BYTES = 1 << 17
+"""Of a row of CSV over several lines; where a quote stays open, so much is read once more for each line."""
 _SHOWN_BYTES = 1_000
 """So much of a line that is too long stands in the report."""
 _HEAD_BYTES = 1 << 10
@@ -101,8 +103,8 @@ def _lines(file: BinaryIO) -> Iterator[_Line]:
             rest = file.readline(MAX_LINE_BYTES + 1)
 
 
-def _too_long(number: int) -> str:
-    return f"the row at line {number} has more than {MAX_LINE_BYTES} bytes; keep files out of the manifest"
+def _too_long(number: int, *, max_bytes: int = MAX_LINE_BYTES) -> str:
+    return f"the row at line {number} has more than {max_bytes} bytes; keep files out of the manifest"
 
 
 def _check_text(source: ManifestFile, file: BinaryIO) -> bytes:
@@ -153,8 +155,9 @@ def _csv(source: ManifestFile, file: BinaryIO) -> Iterator[Entry | BadRow]:
             cells = next(reader)
         except StopIteration:
             return
-        except _TooLongError:
-            yield source.place(feed.number).bad(_too_long(feed.number), original={"raw": feed.give_back()})
+        except _TooLongError as error:
+            message = _too_long(feed.number, max_bytes=error.max_bytes)
+            yield source.place(feed.number).bad(message, original={"raw": feed.give_back()})
         except csv.Error as error:
             message = f"the line is no CSV ({error}); put a text in quotes, and write a quote inside it twice"
             yield source.place(feed.number).bad(message, original={"raw": feed.give_back()})
@@ -181,17 +184,20 @@ def _header(source: ManifestFile, line: _Line) -> tuple[str, list[str]]:
     """Returns the delimiter and the columns."""
     try:
         text = line.content.removeprefix(codecs.BOM_UTF8).decode()
-        headers = {
-            delimiter: [cell.strip() for cell in next(csv.reader([text], delimiter=delimiter, skipinitialspace=True))]
-            for delimiter in _DELIMITERS
-        }
+        # With a delimiter that is not the file's, even a good header may have odd quotes.
+        delimiter = next((one for one in _DELIMITERS if "custom_id" in _columns(text, one, is_strict=False)), ",")
+        columns = _columns(text, delimiter, is_strict=True)
     except (UnicodeDecodeError, csv.Error) as error:
         raise _no_manifest(
             f"the header of {source.where} is no CSV in UTF-8 ({error})", "name the columns in its first line"
         ) from error
-    delimiter = next((one for one, columns in headers.items() if "custom_id" in columns), ",")
-    _check_columns(source, headers[delimiter])
-    return delimiter, headers[delimiter]
+    _check_columns(source, columns)
+    return delimiter, columns
+
+
+def _columns(text: str, delimiter: str, *, is_strict: bool) -> list[str]:
+    cells = next(csv.reader([text], delimiter=delimiter, skipinitialspace=True, strict=is_strict))
+    return [cell.strip() for cell in cells]
 
 
 def _check_columns(source: ManifestFile, columns: Sequence[str]) -> None:
@@ -212,6 +218,10 @@ def _check_columns(source: ManifestFile, columns: Sequence[str]) -> None:
 class _TooLongError(Exception):
     """Stops the reader of CSV in a row that is too long to be held."""
 
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(max_bytes)
+        self.max_bytes = max_bytes
+
 
 class _Feed:
     """Gives lines to the reader of CSV, and remembers those of the row that it is in."""
@@ -229,8 +239,9 @@ class _Feed:
         line = self._again.popleft() if self._again else next(self._lines)
         self._held.append(line)
         self._num_bytes += len(line.content)
-        if self._num_bytes > MAX_LINE_BYTES:
-            raise _TooLongError
+        max_bytes = MAX_LINE_BYTES if len(self._held) == 1 else MAX_RECORD_BYTES
+        if self._num_bytes > max_bytes:
+            raise _TooLongError(max_bytes)
         return line.content.decode("utf-8", "surrogateescape")
 
     def forget(self) -> None:

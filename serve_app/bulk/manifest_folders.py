@@ -13,6 +13,7 @@ from serve_app.bulk.outcomes import Code
 from serve_app.bulk.row import BadRow, Document, Entry
 from serve_app.rendering.task_file import MAX_BYTES, NoObjectError, parse_object
 from serve_app.storage.base import Folder, Listed
+from serve_app.storage.folders import join
 
 TASK_PREFIX = "task_"
 TASK_ENDING = ".json"
@@ -128,7 +129,7 @@ def read_audio(file: Listed, source: AudioFolder, portraits: Portraits, number: 
     stem = stem_of(file.name)
     found = portraits.get(pairing_stem(file.name), ())
     # Where there is none, its likeliest name stands in the report: once it is there, the row can be submitted again.
-    image = f"{base_of(source.portrait)}/{found[0] if found else stem + IMAGE_ENDINGS[0]}"
+    image = join(base_of(source.portrait), found[0] if found else stem + IMAGE_ENDINGS[0])
     row = _audio_row(file, source, image, number)
     if len(found) == 1:
         return read_row(row, place)
@@ -142,7 +143,7 @@ def read_audio(file: Listed, source: AudioFolder, portraits: Portraits, number: 
 
 def _audio_row(file: Listed, source: AudioFolder, image: str, number: int) -> Document:
     custom_id = archive_name(source.name, number=number, audio=file.name, image=image)
-    audio = f"{base_of(source.audios)}/{file.name}"
+    audio = join(base_of(source.audios), file.name)
     return {"custom_id": custom_id, "image": image, "audio": audio, **source.fields}
 
 

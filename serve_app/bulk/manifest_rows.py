@@ -32,6 +32,7 @@ from serve_app.schemas.video import (
     VideoCreate,
 )
 from serve_app.storage.base import Folder
+from serve_app.storage.folders import is_remote, join
 
 ROW_FIELDS = ("custom_id", *REQUEST_FIELDS, "seconds", "metadata")
 """Of a flat row; metadata may also be written one by one, as "metadata.KEY"."""
@@ -68,7 +69,7 @@ class Place:
             number=self.number,
             original=original,
             base=self.base,
-            error=RowError(code, message, "manifest"),
+            error=RowError(code, message, "inputs" if code is Code.INPUT_MISSING else "manifest"),
             custom_id=_legal_id(original),
         )
 
@@ -88,7 +89,7 @@ class _Wanted:
 def base_of(folder: Folder) -> str:
     """Returns what relative inputs of a manifest in `folder` resolve against, the same from any working directory."""
     uri = folder.uri()
-    return uri if uri.startswith("s3://") else str(Path(uri).absolute())
+    return uri if is_remote(uri) else str(Path(uri).absolute())
 
 
 def read_row(written: Document, place: Place) -> Entry | BadRow:
@@ -143,9 +144,9 @@ def _base(written: object, place: Place) -> str:
     if not isinstance(written, str):
         raise _invalid("base", written, "is no folder", "write the path of a folder, or an s3:// address")
     _check_address("base", written)
-    if written.startswith("s3://") or Path(written).is_absolute():
+    if is_remote(written) or Path(written).is_absolute():
         return written
-    return f"{place.base.rstrip('/')}/{written}" if written else place.base
+    return join(place.base, written) if written else place.base
 
 
 def _unpacked(row: Document) -> Document:
@@ -270,11 +271,11 @@ def _address(param: str, reference: ImageReference | AudioReference) -> str:
 def _check_address(param: str, where: object) -> None:
     """Refuses addresses that a bulk run does not read; whether `where` is one at all is for others to say."""
     found = _ADDRESS.match(where) if isinstance(where, str) else None
-    if found is not None and found[0].lower() != "s3://":
+    if found is not None and found[0] != "s3://":
         raise _invalid(
             param,
             where,
-            f"is a {found[0]} address, which a manifest cannot have",
+            f"begins with {found[0]} and a bulk run reads no such address",
             "put the file beside the manifest, and write its path or an s3:// address",
         )
 
