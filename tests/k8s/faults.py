@@ -1,4 +1,4 @@
-"""Faults in the base, each beside the rule that must refuse it."""
+"""Faults in the service, each beside the rule that must refuse it; those of bulk jobs are in `bulk_faults`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from tests.k8s import fleet_rules, network_rules, operator_rules, pod_rules, schema_rules, serve_rules
+from tests.k8s import fleet_rules, group_rules, network_rules, operator_rules, pod_rules, schema_rules, serve_rules
 from tests.k8s.manifests import Manifest, of_kind, ray_service
 from tests.k8s.rules import Rule
 
@@ -180,10 +180,10 @@ FAULTS: tuple[tuple[Rule, Fault], ...] = (
     ),
     (network_rules.labelled_clients_do_reach_the_api, drop("NetworkPolicy", "live-avatar-api")),
     (
-        network_rules.nobody_but_the_operator_reaches_the_head,
+        network_rules.only_operator_and_submitters_reach_a_head,
         in_policy("live-avatar-operator", "spec", "ingress", 0, "from", 0, "podSelector", value={}),
     ),
-    (network_rules.nobody_but_the_operator_reaches_the_head, drop("NetworkPolicy", "live-avatar-operator")),
+    (network_rules.only_operator_and_submitters_reach_a_head, drop("NetworkPolicy", "live-avatar-operator")),
     (
         network_rules.pods_leave_one_at_a_time,
         put("PodDisruptionBudget", "live-avatar-render", "spec", "minAvailable", value="50%"),
@@ -202,14 +202,14 @@ FAULTS: tuple[tuple[Rule, Fault], ...] = (
     (serve_rules.serve_listens_on_the_pods_port, reword("port: 8000", "port: 8080")),
     (serve_rules.serve_listens_on_the_pods_port, reword("0.0.0.0", "127.0.0.1")),
     (serve_rules.ray_is_of_the_version_of_the_image, in_cluster("rayVersion", value="2.59.0")),
-    (fleet_rules.the_head_carries_nothing, in_head("rayStartParams", "num-cpus", value=REMOVED)),
+    (group_rules.the_head_carries_nothing, in_head("rayStartParams", "num-cpus", value=REMOVED)),
     (
-        fleet_rules.the_head_carries_nothing,
+        group_rules.the_head_carries_nothing,
         in_head(*RAY, "resources", "limits", "nvidia.com/gpu", value="1"),
     ),
-    (fleet_rules.gpus_are_asked_for_as_kubernetes_wants, in_single(*POD, "tolerations", value=REMOVED)),
+    (group_rules.gpus_are_asked_for_as_kubernetes_wants, in_single(*POD, "tolerations", value=REMOVED)),
     (
-        fleet_rules.gpus_are_asked_for_as_kubernetes_wants,
+        group_rules.gpus_are_asked_for_as_kubernetes_wants,
         in_single(*RAY, "resources", "requests", "nvidia.com/gpu", value="2"),
     ),
     (fleet_rules.one_pod_alone_carries_the_control, in_control("replicas", value=2)),
@@ -220,21 +220,21 @@ FAULTS: tuple[tuple[Rule, Fault], ...] = (
         fleet_rules.deployments_find_their_resources,
         in_control(*RAY, "resources", "requests", "cpu", value="200m"),
     ),
-    (fleet_rules.every_group_finds_a_place, in_single("replicas", value=1)),
-    (fleet_rules.every_group_finds_a_place, put(*QUAD, *RAY, "resources", "limits", "nvidia.com/gpu", value="3")),
-    (fleet_rules.every_group_finds_a_place, reword("cpus_per_rank: 12", "cpus_per_rank: 14")),
-    (fleet_rules.every_pool_has_its_own_pods, put(*QUAD, *RAY, "resources", "requests", "cpu", value="16")),
-    (fleet_rules.cards_are_as_large_as_planned, in_single(*POD, "affinity", value=REMOVED)),
-    (fleet_rules.cards_are_as_large_as_planned, reword('gpu: "80"', 'gpu: "H200"')),
-    (fleet_rules.pods_can_render_the_usual_video, reword("ulysses=4,weight_shards=4", "ulysses=4")),
-    (fleet_rules.pods_can_render_the_usual_video, in_single(*RAY, "resources", "limits", "memory", value="28Gi")),
+    (group_rules.every_group_finds_a_place, in_single("replicas", value=1)),
+    (group_rules.every_group_finds_a_place, put(*QUAD, *RAY, "resources", "limits", "nvidia.com/gpu", value="3")),
+    (group_rules.every_group_finds_a_place, reword("cpus_per_rank: 12", "cpus_per_rank: 14")),
+    (group_rules.every_pool_has_its_own_pods, put(*QUAD, *RAY, "resources", "requests", "cpu", value="16")),
+    (group_rules.cards_are_as_large_as_planned, in_single(*POD, "affinity", value=REMOVED)),
+    (group_rules.cards_are_as_large_as_planned, reword('gpu: "80"', 'gpu: "H200"')),
+    (group_rules.pods_can_render_the_usual_video, reword("ulysses=4,weight_shards=4", "ulysses=4")),
+    (group_rules.pods_can_render_the_usual_video, in_single(*RAY, "resources", "limits", "memory", value="28Gi")),
     (fleet_rules.groups_see_their_files, reword("data_dir: /data", "data_dir: /videos")),
-    (fleet_rules.groups_see_their_files, reword("/checkpoints/live-avatar", "/weights/live-avatar")),
+    (group_rules.groups_see_their_checkpoint, reword("/checkpoints/live-avatar", "/weights/live-avatar")),
     (fleet_rules.groups_see_their_files, in_control(*RAY, "volumeMounts", 1, "readOnly", value=True)),
     (fleet_rules.pods_leave_when_their_videos_are_done, reword("drain_s: 14400", "drain_s: 15000")),
     (fleet_rules.pods_leave_when_their_videos_are_done, in_single(*ENV, value=[])),
     (fleet_rules.pods_leave_when_their_videos_are_done, in_single(*ENV, 0, "value", value="14461")),
-    (fleet_rules.pods_leave_when_their_videos_are_done, in_head(*POD, "terminationGracePeriodSeconds", value=REMOVED)),
+    (group_rules.pods_live_longer_than_their_ray, in_head(*POD, "terminationGracePeriodSeconds", value=REMOVED)),
     (
         fleet_rules.pods_leave_when_their_videos_are_done,
         in_single(*POD, "terminationGracePeriodSeconds", value=14430),

@@ -44,18 +44,6 @@ def ray_service(manifests: list[Manifest]) -> Manifest:
     return found
 
 
-def ray_cluster(manifests: list[Manifest]) -> Manifest:
-    """Returns the specification of the Ray cluster inside the RayService."""
-    cluster: Manifest = ray_service(manifests)["spec"]["rayClusterConfig"]
-    return cluster
-
-
-def ray_groups(manifests: list[Manifest]) -> list[Manifest]:
-    """Returns the head's group, then those of the workers."""
-    cluster = ray_cluster(manifests)
-    return [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
-
-
 def amount(quantity: object) -> float:
     """Returns what Kubernetes' `500m` or `8Gi` means."""
     text = str(quantity)
@@ -65,12 +53,13 @@ def amount(quantity: object) -> float:
 
 @dataclass(frozen=True)
 class Pods:
-    """Equal pods: how many, and what each is."""
+    """Equal pods: how many, and what each is. `owner` is the name of the resource that asks for them."""
 
     name: str
     count: int
     labels: dict[str, str]
     spec: Manifest
+    owner: str
     ray_group: Manifest | None = None
 
     @property
@@ -91,6 +80,11 @@ class Pods:
     @property
     def num_gpus(self) -> float:
         return amount(self.resources.get(_GPU, 0))
+
+    @property
+    def env(self) -> dict[str, Manifest]:
+        """The variables of the first container, each with its `value` or `valueFrom`."""
+        return {variable["name"]: variable for variable in self.container.get("env", [])}
 
     @property
     def free_memory_bytes(self) -> float:
@@ -114,36 +108,85 @@ class Pods:
         return {"CPU": cpus, "GPU": float(params.get("num-gpus", self.num_gpus)), **custom}
 
 
-def all_pods(manifests: list[Manifest]) -> list[Pods]:
-    """Returns the pods of every owner; StatefulSets' claims count as volumes."""
-    found = []
-    for manifest in manifests:
-        match manifest["kind"]:
-            case "RayService":
-                found += ray_pods(manifests)
-            case "StatefulSet" | "Job":
-                found.append(_pods(manifest))
+@dataclass(frozen=True)
+class RayCluster:
+    """A Ray cluster as a RayService or a RayJob describes it."""
+
+    owner: Manifest
+    spec: Manifest
+
+    @property
+    def name(self) -> str:
+        """The name of the owner: the operator makes the cluster's of it."""
+        name: str = self.owner["metadata"]["name"]
+        return name
+
+    @property
+    def serves(self) -> bool:
+        return bool(self.owner["kind"] == "RayService")
+
+    @property
+    def groups(self) -> list[Manifest]:
+        """The head's group, then those of the workers."""
+        return [self.spec["headGroupSpec"], *self.spec["workerGroupSpecs"]]
+
+    @property
+    def pods(self) -> list[Pods]:
+        """The head, then the workers."""
+        return [
+            Pods(
+                name=f"{self.name}/{group.get('groupName', 'head')}",
+                count=group.get("replicas", 1) * group.get("numOfHosts", 1),
+                labels=group["template"]["metadata"]["labels"],
+                spec=group["template"]["spec"],
+                owner=self.name,
+                ray_group=group,
+            )
+            for group in self.groups
+        ]
+
+
+def ray_clusters(manifests: list[Manifest]) -> list[RayCluster]:
+    """Returns the cluster of every RayService, and of every RayJob that makes one."""
+    fields = {"RayService": "rayClusterConfig", "RayJob": "rayClusterSpec"}
+    return [
+        RayCluster(manifest, manifest["spec"][fields[manifest["kind"]]])
+        for manifest in manifests
+        if fields.get(manifest["kind"]) in manifest.get("spec", {})
+    ]
+
+
+def service_cluster(manifests: list[Manifest]) -> RayCluster:
+    """Returns the cluster of the one RayService."""
+    (found,) = [cluster for cluster in ray_clusters(manifests) if cluster.serves]
     return found
 
 
 def ray_pods(manifests: list[Manifest]) -> list[Pods]:
-    return [
-        Pods(
-            name=group.get("groupName", "head"),
-            count=group.get("replicas", 1) * group.get("numOfHosts", 1),
-            labels=group["template"]["metadata"]["labels"],
-            spec=group["template"]["spec"],
-            ray_group=group,
-        )
-        for group in ray_groups(manifests)
-    ]
+    """Returns the pods of all Ray clusters."""
+    return [pods for cluster in ray_clusters(manifests) for pods in cluster.pods]
+
+
+def submitter(job: Manifest) -> Pods | None:
+    """Returns the pod that submits a RayJob, None where the manifest does not describe one."""
+    template, name = job["spec"].get("submitterPodTemplate"), job["metadata"]["name"]
+    if template is None:
+        return None
+    return Pods(f"{name}/submitter", 1, template["metadata"]["labels"], template["spec"], owner=name)
+
+
+def all_pods(manifests: list[Manifest]) -> list[Pods]:
+    """Returns the pods of every owner; StatefulSets' claims count as volumes."""
+    plain = [_pods(manifest) for manifest in manifests if manifest["kind"] in ("StatefulSet", "Job")]
+    submitting = [pods for job in of_kind(manifests, "RayJob") if (pods := submitter(job)) is not None]
+    return plain + submitting + ray_pods(manifests)
 
 
 def _pods(owner: Manifest) -> Pods:
-    template = owner["spec"]["template"]
+    name, template = owner["metadata"]["name"], owner["spec"]["template"]
     claims = [
         {"name": claim["metadata"]["name"], "ownClaim": claim}
         for claim in owner["spec"].get("volumeClaimTemplates", [])
     ]
     spec = {**template["spec"], "volumes": [*template["spec"].get("volumes", []), *claims]}
-    return Pods(owner["metadata"]["name"], owner["spec"].get("replicas", 1), template["metadata"]["labels"], spec)
+    return Pods(name, owner["spec"].get("replicas", 1), template["metadata"]["labels"], spec, owner=name)

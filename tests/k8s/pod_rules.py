@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 
-from tests.k8s.manifests import K8S, Manifest, Pods, all_pods, amount, of_kind, ray_cluster
+from tests.k8s.manifests import K8S, Manifest, Pods, all_pods, amount, of_kind, ray_clusters
+
+_SOURCES = {"secretKeyRef": "secret", "configMapKeyRef": "configmap"}
 
 
 def pods_have_no_privileges(manifests: list[Manifest]) -> list[str]:
@@ -93,10 +95,27 @@ def ray_has_the_shared_memory_that_it_counts_on(manifests: list[Manifest]) -> li
 
 
 def secrets_are_told(manifests: list[Manifest]) -> list[str]:
-    """k8s/README.md has the command that makes every secret, with its key."""
-    text = (K8S / "README.md").read_text(encoding="utf-8")
-    made = set(re.findall(r"create secret generic (\S+) --from-literal=(\w+)=", text))
-    return [f"secret {name}, key {key}: README.md does not make it" for name, key in _secrets(manifests) - made]
+    """k8s/README.md has the command that makes every secret and every ConfigMap, with its keys."""
+    made = _told()
+    return [
+        f"{kind} {name}, key {key}: README.md does not make it" for kind, name, key in _references(manifests) - made
+    ]
+
+
+def no_secret_is_written_down(manifests: list[Manifest]) -> list[str]:
+    """Not as a Secret, not as the value of a variable, and not in a runtime environment, which Ray shows to all."""
+    wrong = [f"Secret {manifest['metadata']['name']} is in the manifests" for manifest in of_kind(manifests, "Secret")]
+    wrong += [
+        f"{pods.name}: the value of {name} is in the manifests"
+        for pods in all_pods(manifests)
+        for name, variable in pods.env.items()
+        if re.search("KEY|SECRET|TOKEN|PASSWORD", name) and "secretKeyRef" not in variable.get("valueFrom", {})
+    ]
+    return wrong + [
+        f"{job['metadata']['name']}: runtimeEnvYAML sets variables"
+        for job in of_kind(manifests, "RayJob")
+        if "env_vars" in job["spec"].get("runtimeEnvYAML", "")
+    ]
 
 
 def _claims(pods: Pods) -> list[str]:
@@ -107,11 +126,25 @@ def _claims(pods: Pods) -> list[str]:
     ]
 
 
-def _secrets(manifests: list[Manifest]) -> set[tuple[str, str]]:
-    cluster = ray_cluster(manifests)
-    found = {(cluster["authOptions"]["secretName"], "auth_token")}  # the key that the operator reads
-    sources = [cluster.get("gcsFaultToleranceOptions", {}).get("redisPassword", {})]
-    for pods in all_pods(manifests):
-        sources += [variable for container in pods.spec["containers"] for variable in container.get("env", [])]
-    references = [source["valueFrom"]["secretKeyRef"] for source in sources if "valueFrom" in source]
-    return found | {(reference["name"], reference["key"]) for reference in references}
+def _told() -> set[tuple[str, str, str]]:
+    text = (K8S / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    made = re.findall(r"create (secret generic|configmap) (\S+)(.*)", text)
+    return {
+        ("secret" if "secret" in kind else "configmap", name, key)
+        for kind, name, rest in made
+        for key in re.findall(r"--from-literal=(\w+)=", rest)
+    }
+
+
+def _references(manifests: list[Manifest]) -> set[tuple[str, str, str]]:
+    clusters = ray_clusters(manifests)
+    sources = [cluster.spec.get("gcsFaultToleranceOptions", {}).get("redisPassword", {}) for cluster in clusters]
+    containers = [container for pods in all_pods(manifests) for container in pods.spec["containers"]]
+    sources += [variable for container in containers for variable in container.get("env", [])]
+    found = {
+        (_SOURCES[field], reference["name"], reference["key"])
+        for source in sources
+        for field, reference in source.get("valueFrom", {}).items()
+    }
+    # The operator reads Ray's token under this key.
+    return found | {("secret", cluster.spec["authOptions"]["secretName"], "auth_token") for cluster in clusters}

@@ -1,15 +1,25 @@
-"""All rules: each takes the manifests of a kustomization and returns what is wrong with them."""
+"""All rules: each takes manifests that stand beside each other in a cluster and returns what is wrong with them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.k8s import fleet_rules, network_rules, operator_rules, pod_rules, schema_rules, serve_rules
+from tests.k8s import (
+    fleet_rules,
+    group_rules,
+    job_rules,
+    network_rules,
+    operator_rules,
+    pod_rules,
+    queue_rules,
+    schema_rules,
+    serve_rules,
+)
 from tests.k8s.manifests import Manifest
 
 Rule = Callable[[list[Manifest]], list[str]]
 
-RULES: tuple[Rule, ...] = (
+GENERAL_RULES: tuple[Rule, ...] = (
     schema_rules.manifests_follow_their_schemas,
     operator_rules.names_become_names_of_services,
     operator_rules.upgrades_are_of_a_known_kind,
@@ -29,28 +39,59 @@ RULES: tuple[Rule, ...] = (
     pod_rules.volumes_exist_and_go_where_they_are_used,
     pod_rules.ray_has_the_shared_memory_that_it_counts_on,
     pod_rules.secrets_are_told,
+    pod_rules.no_secret_is_written_down,
     network_rules.selectors_match_pods,
     network_rules.owners_select_their_own_pods,
     network_rules.ports_are_those_of_the_selected_pods,
     network_rules.every_pod_is_closed_both_ways,
     network_rules.only_labelled_clients_reach_the_api,
-    network_rules.labelled_clients_do_reach_the_api,
-    network_rules.nobody_but_the_operator_reaches_the_head,
+    network_rules.only_operator_and_submitters_reach_a_head,
+    network_rules.submitters_reach_the_head,
+    network_rules.only_object_storage_is_outside,
+    network_rules.pods_with_keys_reach_object_storage,
     network_rules.pods_leave_one_at_a_time,
+    serve_rules.ray_is_of_the_version_of_the_image,
+    group_rules.the_head_carries_nothing,
+    group_rules.gpus_are_asked_for_as_kubernetes_wants,
+    group_rules.every_group_finds_a_place,
+    group_rules.every_pool_has_its_own_pods,
+    group_rules.no_card_stays_idle,
+    group_rules.cards_are_as_large_as_planned,
+    group_rules.pods_can_render_the_usual_video,
+    group_rules.groups_see_their_checkpoint,
+    group_rules.pods_live_longer_than_their_ray,
+    job_rules.jobs_name_one_cluster,
+    job_rules.clusters_of_others_are_left_alone,
+    job_rules.own_clusters_end_with_their_jobs,
+    job_rules.retries_are_counted,
+    job_rules.deadlines_are_set_and_in_order,
+    job_rules.submitters_are_pods_of_ours,
+    job_rules.entrypoints_are_bulk_runs,
+    job_rules.the_command_takes_its_entrypoints,
+    job_rules.what_is_done_outlives_the_cluster,
+    job_rules.drivers_find_their_groups,
+    job_rules.drivers_and_groups_have_keys,
+    queue_rules.queued_jobs_can_be_suspended,
+    queue_rules.jobs_wait_in_queues_that_exist,
+    queue_rules.queues_lead_to_quotas,
+    queue_rules.flavors_list_what_is_covered,
+    queue_rules.nothing_is_in_two_groups,
+    queue_rules.borrowing_needs_a_cohort,
+    queue_rules.preemption_is_consistent,
+    queue_rules.flavors_are_whole,
+    queue_rules.quotas_hold_one_job,
+)
+SERVICE_RULES: tuple[Rule, ...] = (
+    network_rules.labelled_clients_do_reach_the_api,
     serve_rules.serve_knows_every_key,
     serve_rules.the_application_is_ours,
     serve_rules.the_application_deploys_its_parts,
     serve_rules.the_api_answers_to_its_names,
     serve_rules.serve_listens_on_the_pods_port,
-    serve_rules.ray_is_of_the_version_of_the_image,
-    fleet_rules.the_head_carries_nothing,
-    fleet_rules.gpus_are_asked_for_as_kubernetes_wants,
     fleet_rules.one_pod_alone_carries_the_control,
     fleet_rules.deployments_find_their_resources,
-    fleet_rules.every_group_finds_a_place,
-    fleet_rules.every_pool_has_its_own_pods,
-    fleet_rules.cards_are_as_large_as_planned,
-    fleet_rules.pods_can_render_the_usual_video,
     fleet_rules.groups_see_their_files,
     fleet_rules.pods_leave_when_their_videos_are_done,
 )
+"""For manifests with the one RayService."""
+RULES = GENERAL_RULES + SERVICE_RULES

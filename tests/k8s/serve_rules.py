@@ -15,7 +15,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from serve_app.app import build_app
 from serve_app.schemas.service import ServiceConfig
-from tests.k8s.manifests import ROOT, Manifest, ray_cluster, ray_pods, ray_service
+from tests.k8s.manifests import ROOT, Manifest, ray_clusters, ray_service, service_cluster
 
 _LOCAL = {"localhost", "127.0.0.1", "[::1]"}
 
@@ -98,7 +98,7 @@ def serve_listens_on_the_pods_port(manifests: list[Manifest]) -> list[str]:
     http = serve_settings(manifests)["http_options"]
     ports = {
         port["containerPort"]
-        for pods in ray_pods(manifests)
+        for pods in service_cluster(manifests).pods
         for port in pods.container["ports"]
         if port["name"] == "serve"
     }
@@ -107,8 +107,8 @@ def serve_listens_on_the_pods_port(manifests: list[Manifest]) -> list[str]:
 
 def ray_is_of_the_version_of_the_image(manifests: list[Manifest]) -> list[str]:
     pinned = re.findall(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), flags=re.MULTILINE)
-    version = ray_cluster(manifests)["rayVersion"]
-    return [] if pinned == [version] else [f"rayVersion {version}, the image has {pinned}"]
+    versions = [cluster.spec["rayVersion"] for cluster in ray_clusters(manifests)]
+    return [f"rayVersion {version}, the image has {pinned}" for version in versions if [version] != pinned]
 
 
 def _deployed(deployment: Deployment) -> Deployed:

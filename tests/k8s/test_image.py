@@ -57,3 +57,16 @@ def test_it_asks_for_no_gpu_by_itself() -> None:
 
 def test_it_has_what_the_operators_probes_call() -> None:
     assert any("apt-get install" in line and " wget " in line for line in instructions("RUN"))
+
+
+def test_it_installs_every_part_of_the_product() -> None:
+    """Serving and bulk runs, object storage included: all extras but that of the tests."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    found, seen = {"all"}, set[str]()
+    while found - seen:
+        name = (found - seen).pop()
+        seen.add(name)
+        inner = re.findall(r"live-avatar-serve\[(.+?)\]", " ".join(extras[name]))
+        found |= {part.strip() for parts in inner for part in parts.split(",")}
+    assert "'.[all]'" in DOCKERFILE
+    assert seen == set(extras) - {"dev"}

@@ -1,0 +1,33 @@
+"""What the entrypoint of a RayJob says: the command line of a bulk run."""
+
+from __future__ import annotations
+
+import shlex
+from itertools import pairwise
+
+from serve_app.schemas.service import PoolConfig
+from tests.k8s.manifests import Manifest
+
+
+def command_line(job: Manifest) -> list[str]:
+    return shlex.split(job["spec"]["entrypoint"])
+
+
+def flags(job: Manifest) -> dict[str, str]:
+    """Returns the value of every flag that has one."""
+    words = command_line(job)
+    return {flag: value for flag, value in pairwise(words) if flag.startswith("--") and not value.startswith("--")}
+
+
+def pool(job: Manifest) -> PoolConfig:
+    """Returns the groups that a run makes for itself."""
+    said = flags(job)
+    num_groups = int(said.get("--groups", "1"))
+    return PoolConfig(
+        name="own",
+        checkpoint=said.get("--checkpoint", "tiny"),
+        layout=said.get("--layout", "single"),
+        gpu=said.get("--gpus"),
+        min_groups=num_groups,
+        max_groups=num_groups,
+    )
