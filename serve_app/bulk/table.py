@@ -141,9 +141,19 @@ class RowTable:
             (RowState.PENDING, due_at, has_brought_down, seq),
         )
 
-    def hand_back(self, seq: int) -> None:
-        """Lets a row wait again that nobody began; that was no attempt."""
-        self._rows.execute("UPDATE rows SET state = ?, attempts = attempts - 1 WHERE seq = ?", (RowState.PENDING, seq))
+    def hand_back(self, seq: int, *, due_at: float) -> None:
+        """Lets a row wait again that nobody began, or that was stopped; that was no attempt."""
+        self._rows.execute(
+            "UPDATE rows SET state = ?, attempts = attempts - 1, due_at = ? WHERE seq = ?",
+            (RowState.PENDING, due_at, seq),
+        )
+
+    def has_waiting(self, *, more_than: int) -> bool:
+        """Whether more rows than so many wait."""
+        found = self._rows.execute(
+            "SELECT 1 FROM rows WHERE state = ? LIMIT 1 OFFSET ?", (RowState.PENDING, more_than)
+        ).fetchone()
+        return found is not None
 
     def pending(self) -> Iterator[TableRow]:
         """Yields the rows that wait, in the order of the manifest; they may be ended meanwhile."""

@@ -51,7 +51,12 @@ class Pace:
         """Takes a finished video into account."""
         self._ratios.setdefault(pool, deque(maxlen=_PACE_VIDEOS)).append(seconds / predicted_s)
 
+    def knows(self, pool: str) -> bool:
+        """Whether any video of the pool was finished."""
+        return pool in self._ratios
+
     def of(self, pool: str) -> float:
+        """Returns the factor by which videos take longer than predicted; 1 before the first."""
         ratios = self._ratios.get(pool)
         return median(ratios) if ratios else 1.0
 

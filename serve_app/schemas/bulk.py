@@ -30,6 +30,8 @@ class BulkLimits(Frozen):
     heartbeat_every_s: float = Field(default=5.0, gt=0)
     stale_after_s: float = Field(default=30.0, gt=0)
     """A driver whose heartbeat stands still for so long is gone, and its output folder free."""
+    stop_s: float = Field(default=30.0, gt=0)
+    """Rows that shall stop come to their next block border within this time."""
     lane_silence_s: float = Field(default=60.0, gt=0)
     """A leader that does not answer for so long is replaced."""
     watch_every_s: float = Field(default=2.0, gt=0)

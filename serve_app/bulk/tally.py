@@ -1,0 +1,82 @@
+"""Tally: what a run has achieved and spent so far, for progress.json and summary.json."""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from serve_app.bulk.messages import LaneStatus, RowReport
+from serve_app.bulk.outcomes import RowError
+from serve_app.bulk.row import Document
+from serve_app.jobs.messages import GroupCondition
+
+_SLOWEST = 10
+_READY = (GroupCondition.READY, GroupCondition.BUSY)
+
+
+@dataclass
+class Tally:
+    """`num_ranks`: GPUs of a lane. Seconds of lanes become GPU seconds at the end."""
+
+    num_ranks: int
+    started_at: float = field(default_factory=time.time)
+    codes: Counter[str] = field(default_factory=Counter)
+    useful_s: float = 0.0
+    lost_s: float = 0.0
+    ready_s: float = 0.0
+    video_s: float = 0.0
+    predicted_s: float = 0.0
+    num_attempts: int = 0
+    _slowest: list[tuple[float, str]] = field(default_factory=list)
+    _looked_at: float | None = None
+
+    def count_bad(self, error: RowError) -> None:
+        """Counts a row that got no video."""
+        self.codes[error.code.value] += 1
+
+    def count(self, report: RowReport, *, predicted_s: float) -> None:
+        """Counts an attempt that has ended."""
+        self.num_attempts += report.is_begun
+        if report.result is None:
+            self.lost_s += report.busy_s
+            return
+        self.useful_s += report.busy_s
+        self.predicted_s += predicted_s
+        self.video_s += report.result["seconds"]
+        heapq.heappush(self._slowest, (report.busy_s, report.result["custom_id"]))
+        if len(self._slowest) > _SLOWEST:
+            heapq.heappop(self._slowest)
+
+    def look(self, lanes: list[LaneStatus], *, now: float) -> None:
+        """Counts the time since the last look for the lanes that could work."""
+        if self._looked_at is not None:
+            self.ready_s += (now - self._looked_at) * sum(lane.condition in _READY for lane in lanes)
+        self._looked_at = now
+
+    def as_json(self) -> Document:
+        """Returns the figures; what nothing is known of yet is null."""
+        gpu_hours = (self.useful_s + self.lost_s) * self.num_ranks / 3600
+        told: dict[str, Any] = {
+            "elapsed_s": round(time.time() - self.started_at, 1),
+            "errors_by_code": dict(self.codes),
+            "attempts": self.num_attempts,
+            "gpu_s": {
+                "useful": self._gpu_s(self.useful_s),
+                "retried": self._gpu_s(self.lost_s),
+                "idle": self._gpu_s(max(0.0, self.ready_s - self.useful_s - self.lost_s)),
+            },
+            "video_s": round(self.video_s, 2),
+            "video_s_per_gpu_hour": round(self.video_s / gpu_hours, 1) if gpu_hours else None,
+            "predicted_s": round(self.predicted_s, 1),
+            "actual_s": round(self.useful_s, 1),
+            "slowest_rows": [
+                {"custom_id": name, "seconds": round(seconds, 1)} for seconds, name in sorted(self._slowest)[::-1]
+            ],
+        }
+        return told
+
+    def _gpu_s(self, lane_s: float) -> float:
+        return round(lane_s * self.num_ranks, 1)
