@@ -9,6 +9,7 @@ import re
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
@@ -52,9 +53,14 @@ class ManifestFile:
         """The file, as messages name it."""
         return f'"{self.folder.uri(self.name)}"'
 
+    @cached_property
+    def base(self) -> str:
+        """What relative inputs resolve against."""
+        return base_of(self.folder)
+
     def place(self, number: int) -> Place:
         """Returns where a row stands."""
-        return Place(number, base_of(self.folder))
+        return Place(number, self.base)
 
 
 def read_file(source: ManifestFile) -> Iterator[Entry | BadRow]:
@@ -274,7 +280,7 @@ class _Feed:
 
 def _parquet(source: ManifestFile, file: BinaryIO) -> Iterator[Entry | BadRow]:
     try:
-        import pyarrow  # type: ignore[import-untyped]
+        import pyarrow
         from pyarrow import parquet
     except ImportError as error:
         raise _no_manifest(

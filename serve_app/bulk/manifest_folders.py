@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import PurePosixPath
 
 from serve_app.bulk.manifest_rows import Place, base_of, read_row
@@ -29,9 +30,14 @@ class TaskFolder:
 
     folder: Folder
 
+    @cached_property
+    def base(self) -> str:
+        """What relative inputs resolve against."""
+        return base_of(self.folder)
+
     def place(self, number: int) -> Place:
         """Returns where a row stands."""
-        return Place(number, base_of(self.folder))
+        return Place(number, self.base)
 
 
 @dataclass(frozen=True)
@@ -47,9 +53,14 @@ class AudioFolder:
     name: str
     fields: Document
 
+    @cached_property
+    def base(self) -> str:
+        """What relative inputs resolve against."""
+        return base_of(self.audios)
+
     def place(self, number: int) -> Place:
         """Returns where a row stands."""
-        return Place(number, base_of(self.audios))
+        return Place(number, self.base)
 
 
 Portraits = Mapping[str, tuple[str, ...]]
@@ -143,7 +154,7 @@ def read_audio(file: Listed, source: AudioFolder, portraits: Portraits, number: 
 
 def _audio_row(file: Listed, source: AudioFolder, image: str, number: int) -> Document:
     custom_id = archive_name(source.name, number=number, audio=file.name, image=image)
-    audio = join(base_of(source.audios), file.name)
+    audio = join(source.base, file.name)
     return {"custom_id": custom_id, "image": image, "audio": audio, **source.fields}
 
 

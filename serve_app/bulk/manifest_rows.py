@@ -143,10 +143,10 @@ def _custom_id(written: object, task_file: object) -> str:
 def _base(written: object, place: Place) -> str:
     if not isinstance(written, str):
         raise _invalid("base", written, "is no folder", "write the path of a folder, or an s3:// address")
+    if not written:
+        return place.base
     _check_address("base", written)
-    if is_remote(written) or Path(written).is_absolute():
-        return written
-    return join(place.base, written) if written else place.base
+    return written if is_remote(written) or Path(written).is_absolute() else join(place.base, written)
 
 
 def _unpacked(row: Document) -> Document:

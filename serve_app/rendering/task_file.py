@@ -80,9 +80,7 @@ def parse_object(content: bytes | str) -> dict[str, object]:
     """
     try:
         text = content if isinstance(content, str) else content.decode("utf-8-sig")
-        found = json.loads(
-            text, object_pairs_hook=_without_duplicates, parse_constant=_no_number, parse_float=_finite_number
-        )
+        found = _DECODER.decode(text)
     except NoObjectError:
         raise
     # JSONDecodeError, UnicodeDecodeError and numbers of too many digits are ValueErrors.
@@ -112,6 +110,11 @@ def _finite_number(text: str) -> float:
     if math.isinf(number):
         raise NoObjectError(f"holds {shown(text)}, which is too large a number")
     return number
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_without_duplicates, parse_constant=_no_number, parse_float=_finite_number
+)
 
 
 def _is_deep(found: dict[str, object]) -> bool:
