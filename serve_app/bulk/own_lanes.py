@@ -31,7 +31,7 @@ from serve_app.bulk.row_renderer import Place, RowRenderer
 from serve_app.deployments.gang_source import GangSource
 from serve_app.deployments.leader import CONDITIONS
 from serve_app.deployments.render_group import group_bundles, replica_group
-from serve_app.errors import AvatarError
+from serve_app.errors import AvatarError, CheckpointError
 from serve_app.rendering.frames import PROGRAM
 from serve_app.schemas.bulk import BulkConfig
 from serve_app.storage.folders import is_remote
@@ -173,6 +173,7 @@ class OwnLanes:
         self._is_abandoned = is_abandoned
         self._open = ExitStack()
         self.actors: dict[str, Any] = {}
+        self.at_once = AT_ONCE
 
     def __enter__(self) -> Self:
         """Takes places and starts the leaders, not yet their ranks; raises PlacementError."""
@@ -192,6 +193,21 @@ class OwnLanes:
         for actor in self.actors.values():
             ray.kill(actor)
         self._open.close()
+
+    def model(self) -> str:
+        """Returns the digest of the checkpoint; raises CheckpointError where a node has none, or another one."""
+        asked = [actor.checkpoint.remote() for actor in self.actors.values()]
+        digests: list[str | AvatarError] = ray.get(asked, timeout=self._plan.config.gang.start_s)
+        for digest in digests:
+            if isinstance(digest, AvatarError):
+                raise digest
+        if len(set(digests)) > 1:
+            raise CheckpointError(
+                f'the nodes have different checkpoints under "{self._plan.config.pool.checkpoint}"',
+                remedy="give all nodes the same files, best on a shared disk",
+                param="checkpoint",
+            )
+        return str(digests[0])
 
     def start(self) -> None:
         """Lets the ranks of all lanes start."""

@@ -155,15 +155,13 @@ class RowTable:
         ).fetchone()
         return found is not None
 
-    def pending(self) -> Iterator[TableRow]:
-        """Yields the rows that wait, in the order of the manifest; they may be ended meanwhile."""
-        last = 0
-        while found := self._rows.execute(
-            "SELECT * FROM rows WHERE state = ? AND seq > ? ORDER BY seq LIMIT 1000", (RowState.PENDING, last)
-        ).fetchall():
-            for one in found:
-                yield _row(one, attempts=one["attempts"])
-            last = found[-1]["seq"]
+    def find_pending(self, custom_id: str) -> TableRow | None:
+        """Returns the row of that id if it waits."""
+        found = self._rows.execute(
+            "SELECT * FROM rows WHERE folded = ? AND custom_id = ? AND state = ?",
+            (custom_id.casefold(), custom_id, RowState.PENDING),
+        ).fetchone()
+        return None if found is None else _row(found, attempts=found["attempts"])
 
     def predicted(self) -> Iterator[float]:
         """Yields the predicted seconds of the rows that wait, longest first."""

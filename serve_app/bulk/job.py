@@ -1,0 +1,295 @@
+"""The driver of a bulk job, from the manifest to the summary: the main path of this package."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import secrets
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from serve_app.bulk.checking import Checker, Judge, check_all
+from serve_app.bulk.course import Course, Ending
+from serve_app.bulk.fan_out import FanOut
+from serve_app.bulk.identity import row_key
+from serve_app.bulk.inputs import InputReader
+from serve_app.bulk.lane_watch import LaneWatch
+from serve_app.bulk.lock import RunLock
+from serve_app.bulk.manifest import ManifestSource, read_manifest, watch_manifest
+from serve_app.bulk.metrics import RunMetrics
+from serve_app.bulk.output import committed, open_output, read_result
+from serve_app.bulk.plan import Plan, fill
+from serve_app.bulk.reports import Reports
+from serve_app.bulk.row import BadRow, Document
+from serve_app.bulk.table import RowState, RowTable
+from serve_app.bulk.tally import Tally
+from serve_app.errors import AvatarError
+from serve_app.schemas.bulk import BulkConfig
+from serve_app.storage.base import Folder
+
+
+class ExitCode(enum.IntEnum):
+    """What the command returns."""
+
+    ALL_GOOD = 0
+    FATAL = 1
+    BAD_MANIFEST = 2
+    PARTIAL = 3
+    CANCELLED = 4
+    BROKEN = 5
+
+
+class LaneSet(Protocol):
+    """Lanes that were made for a run, their ranks not started."""
+
+    actors: dict[str, Any]
+    at_once: int
+
+    def model(self) -> str:
+        """Returns the digest of what renders; raises AvatarError where nothing does."""
+        ...
+
+    def start(self) -> None:
+        """Lets the ranks start."""
+        ...
+
+
+OpenLanes = Callable[[str], contextlib.AbstractContextManager[LaneSet]]
+"""Makes the lanes of the run of that id; raises AvatarError or ClusterError when they have no place."""
+
+
+class Listener(Protocol):
+    """Who is told how the job goes; the command line shows it."""
+
+    def planned(self, plan: Document) -> None: ...
+    def progress(self, state: Document) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class BulkJob:
+    """A manifest and how it is rendered. `defaults` are settings of rows that say nothing of them.
+
+    `name` is the checked template of names in the archive, None without one; `about` is told in run.json.
+    """
+
+    source: ManifestSource
+    output: str
+    config: BulkConfig
+    judge: Judge
+    num_lanes: int
+    defaults: Document = field(default_factory=dict)
+    watches: bool = False
+    aborts_on_invalid: bool = False
+    name: str | None = None
+    about: Document = field(default_factory=dict)
+
+    def checker(self) -> Checker:
+        return Checker(self.config, self.judge, InputReader(self.config), self.defaults, self.name)
+
+
+def validate(job: BulkJob, *, on_bad: Callable[[BadRow], None]) -> Document:
+    """Returns the plan of a job; renders and writes nothing. Raises InvalidRequestError for what is no manifest."""
+    plan = Plan()
+    with tempfile.TemporaryDirectory(prefix="avatar-bulk-") as spool, RowTable(Path(spool) / "rows.sqlite3") as table:
+        rows = check_all(read_manifest(job.source), job.checker(), num_threads=job.config.limits.check_threads)
+        fill(table, rows, plan, on_bad=on_bad)
+        return plan.as_json(table, num_lanes=job.num_lanes, num_ranks=job.config.pool.num_ranks)
+
+
+def run(
+    job: BulkJob, open_lanes: OpenLanes, *, listener: Listener, is_stopped: Callable[[], bool]
+) -> tuple[ExitCode, Document]:
+    """Renders what of the manifest is not done yet; returns the summary, which is in the output folder, too.
+
+    Raises AvatarError or ClusterError when the job as a whole cannot go on; what was done stays done, and the same
+    command continues.
+    """
+    run_id = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
+    with tempfile.TemporaryDirectory(prefix="avatar-bulk-") as spool:
+        driver = Driver(job, run_id, Path(spool), listener, is_stopped)
+        with driver.opened():
+            return driver.run(open_lanes)
+
+
+class Driver:
+    """One run of a job."""
+
+    def __init__(
+        self, job: BulkJob, run_id: str, spool: Path, listener: Listener, is_stopped: Callable[[], bool]
+    ) -> None:
+        self._job, self._run_id, self._spool = job, run_id, spool
+        self._listener, self._is_asked_to_stop = listener, is_stopped
+        self._limits = job.config.limits
+        self._output: Folder = open_output(job.output)
+        self._lost = ""
+        self._tally = Tally(job.config.pool.num_ranks)
+        self._plan = Plan()
+        self._checker = job.checker()
+        self._metrics = RunMetrics()
+        self._synced_at = self._told_at = self._asked_at = time.monotonic()
+        self._is_cancelled = False
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Holds the output folder for this run; what an earlier one that was killed left half done is removed."""
+        with (
+            RunLock(
+                self._output,
+                run_id=self._run_id,
+                about=self._job.about,
+                limits=self._limits,
+                on_lost=self._lose,
+            ) as self._lock,
+            Reports(self._output, run_id=self._run_id, spool=self._spool) as self._reports,
+            RowTable(self._spool / "rows.sqlite3") as self._table,
+        ):
+            self._output.clean()
+            yield
+
+    def run(self, open_lanes: OpenLanes) -> tuple[ExitCode, Document]:
+        """See `run`."""
+        self._reports.step("run began", {"run_id": self._run_id, **self._job.about})
+        watch = watch_manifest(self._job.source) if self._job.watches else None
+        if watch is None:
+            self._take(read_manifest(self._job.source))
+        plan = self._plan.as_json(self._table, num_lanes=self._job.num_lanes, num_ranks=self._job.config.pool.num_ranks)
+        self._listener.planned(plan)
+        if self._plan.num_bad and self._job.aborts_on_invalid:
+            return self._ended(ExitCode.BAD_MANIFEST)
+        if not self._counts()[RowState.PENDING] and watch is None:
+            return self._ended(ExitCode.PARTIAL)
+        with open_lanes(self._run_id) as lanes:
+            return self._ended(_EXIT[self._rendered(lanes, watch)])
+
+    def _rendered(self, lanes: LaneSet, watch: Any) -> Ending:  # noqa: ANN401
+        model = lanes.model()
+        self._skip_done(model)
+        if not self._counts()[RowState.PENDING] and watch is None:
+            return Ending.FINISHED
+        lanes.start()
+        with FanOut(lanes.actors, at_once=lanes.at_once) as way:
+            course = Course(
+                self._table,
+                LaneWatch(lanes.actors, silence_s=self._limits.lane_silence_s),
+                way,
+                self._reports,
+                model=model,
+                at_once=lanes.at_once,
+                limits=self._limits,
+                tally=self._tally,
+            )
+            return course.run(
+                is_stopped=self._is_stopped,
+                on_look=lambda: self._look(course),
+                more=lambda: self._more(watch, model),
+            )
+
+    def _take(self, rows: Any) -> None:  # noqa: ANN401
+        """Checks rows and puts the good ones into the table."""
+        checked = check_all(rows, self._checker, num_threads=self._limits.check_threads)
+        fill(self._table, checked, self._plan, on_bad=self._reject)
+
+    def _reject(self, row: BadRow) -> None:
+        self._tally.count_bad(row.error)
+        self._reports.failed(row)
+
+    def _more(self, watch: Any, model: str) -> bool:  # noqa: ANN401
+        """Takes what is new in a folder that is watched."""
+        if watch is None:
+            return False
+        new = watch.poll()
+        if new:
+            self._take(new)
+            self._skip_done(model)
+        return True
+
+    def _skip_done(self, model: str) -> None:
+        """Ends rows that an earlier run made: those whose result has the very key that they have now."""
+        for custom_id in committed(self._output):
+            row = self._table.find_pending(custom_id)
+            if row is None:
+                continue
+            result = read_result(self._output, custom_id)
+            if result is not None and result["row_key"] == row_key(row.body_key, model=model):
+                self._table.end(row.seq, RowState.SKIPPED)
+                self._reports.done(result)
+
+    def _is_stopped(self) -> bool:
+        if self._lost:
+            return True
+        now = time.monotonic()
+        if now - self._asked_at > self._limits.progress_every_s:
+            self._asked_at = now
+            self._is_cancelled = self._is_cancelled or self._lock.is_cancelled()
+        return self._is_cancelled or self._is_asked_to_stop()
+
+    def _lose(self, why: str) -> None:
+        self._lost = why
+
+    def _look(self, course: Course) -> None:
+        """Tells how far the run is, in its rhythm."""
+        now = time.monotonic()
+        if now - self._told_at < self._limits.progress_every_s:
+            return
+        self._told_at = now
+        state = self._state("running", course)
+        self._listener.progress(state)
+        self._metrics.show(state)
+        self._reports.progress(state)
+        if now - self._synced_at > self._limits.sync_every_s:
+            self._synced_at = now
+            self._reports.sync()
+
+    def _counts(self) -> dict[RowState, int]:
+        return self._table.counts()
+
+    def _state(self, name: str, course: Course | None = None) -> dict[str, Any]:
+        counts = self._counts()
+        rest_s = None if course is None else course.rest_s()
+        return {
+            "run_id": self._run_id,
+            "state": name,
+            "updated_at": round(time.time(), 3),
+            "rows": {
+                "total": self._plan.num_rows,
+                "done": counts[RowState.DONE],
+                "skipped": counts[RowState.SKIPPED],
+                "failed": counts[RowState.FAILED] + self._plan.num_bad,
+                "running": counts[RowState.RUNNING],
+                "waiting": counts[RowState.PENDING],
+            },
+            "rest_s": None if rest_s is None else round(rest_s, 1),
+            "lanes": [] if course is None else [_shown(status) for status in course.statuses.values()],
+            **self._tally.as_json(),
+        }
+
+    def _ended(self, code: ExitCode) -> tuple[ExitCode, Document]:
+        if self._lost:
+            raise AvatarError(self._lost, remedy="see which job writes there; this one has stopped and left it alone")
+        counts = self._counts()
+        rest = counts[RowState.PENDING] + counts[RowState.RUNNING]
+        is_all_good = code is ExitCode.PARTIAL and not rest and not counts[RowState.FAILED] + self._plan.num_bad
+        code = ExitCode.ALL_GOOD if is_all_good else code
+        summary = {**self._state(code.name.lower()), "exit_code": int(code)}
+        self._reports.step("run ended", {"exit_code": int(code)})
+        self._reports.progress(summary)
+        self._reports.summary(summary)
+        self._metrics.show(summary)
+        return code, summary
+
+
+_EXIT = {
+    Ending.FINISHED: ExitCode.PARTIAL,
+    Ending.CANCELLED: ExitCode.CANCELLED,
+    Ending.BROKEN: ExitCode.BROKEN,
+}
+"""FINISHED is all good when no row failed: `_ended` looks."""
+
+
+def _shown(status: Any) -> Document:  # noqa: ANN401
+    return {**vars(status), "condition": str(status.condition), "orders": len(status.orders)}
