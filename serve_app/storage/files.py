@@ -1,7 +1,7 @@
 """Uploads: what clients send, kept under ids of ours, with what was read from it.
 
     files/ID          the bytes
-    files/ID.json     what is known of them; an upload is there once this is
+    files/ID.json     what is known of them; an upload is there once this is, and it is as old as this
     inline/...        the same for what came with a request: it belongs to that request's video alone
 
 No name from a client is ever a path. Everybody sees a file at once; that it survives a crash of the machine costs far
@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -34,6 +35,9 @@ INLINE_S = 3600.0
 MAX_NAME_CHARACTERS = 255
 _COPY_BYTES = 1 << 20
 _ID = re.compile(r"file_[0-9a-f]{32}")
+
+_Age = tuple[int, str]
+"""When an upload came, in nanoseconds, and the name of its description, which decides among equals."""
 
 
 @dataclass(frozen=True)
@@ -172,14 +176,18 @@ class FileStore:
         order: Literal["asc", "desc"] = "desc",
         purpose: str | None = None,
     ) -> FilePage:
-        """Returns uploads in the order of their coming, from behind `after` on; raises UploadNotFoundError for that."""
-        everything = sorted(_stored(self._uploads), key=_age, reverse=order == "desc")
-        if purpose is not None:
-            everything = [one for one in everything if one.purpose == purpose]
+        """Returns uploads in the order of their coming, from behind `after` on; raises UploadNotFoundError for that.
+
+        Of all others no more than their age is looked at, but for those of other purposes that stand between.
+        """
+        everything = sorted(_ages(self._uploads), reverse=order == "desc")
         if after is not None:
-            mark = _age(self.get(after))
-            everything = [one for one in everything if (_age(one) < mark if order == "desc" else _age(one) > mark)]
-        return FilePage(tuple(everything[:limit]), has_more=len(everything) > limit)
+            mark = self._age(after)
+            everything = [one for one in everything if (one < mark if order == "desc" else one > mark)]
+        read = (_read(self._uploads / name) for _, name in everything)
+        wanted = (one for one in read if one is not None and purpose in (None, one.purpose))
+        found = tuple(islice(wanted, limit + 1))
+        return FilePage(found[:limit], has_more=len(found) > limit)
 
     def delete(self, file_id: str) -> None:
         """Removes an upload; raises UploadNotFoundError."""
@@ -215,20 +223,24 @@ class FileStore:
                     return path
         raise _not_found(file_id)
 
+    def _age(self, file_id: str) -> _Age:
+        path = self._about(file_id)
+        try:
+            return path.stat().st_mtime_ns, path.name
+        except FileNotFoundError as error:
+            raise _not_found(file_id) from error
+
     def _describe(self, stored: StoredFile) -> None:
         """Makes an upload known."""
         path = self._folder(stored.purpose) / f"{stored.id}.json"
         with _unfinished(path) as part:
             part.write_text(json.dumps(asdict(stored)), encoding="utf-8")
+            os.utime(part, (stored.created_at, stored.created_at))  # so that pages need not be read to be in order
             part.replace(path)
 
 
 def _new_id() -> str:
     return f"file_{secrets.token_hex(16)}"
-
-
-def _age(stored: StoredFile) -> tuple[float, str]:
-    return stored.created_at, stored.id
 
 
 def _shown_name(name: str) -> str:
@@ -279,6 +291,15 @@ def _link(source: Path, target: Path) -> None:
         raise
     except OSError:  # a file system without links
         shutil.copyfile(source, target)
+
+
+def _ages(folder: Path) -> Iterator[_Age]:
+    """Yields the age of every description, without reading it."""
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("file_") and entry.name.endswith(".json"):
+                with suppress(FileNotFoundError):
+                    yield entry.stat().st_mtime_ns, entry.name
 
 
 def _stored(folder: Path) -> Iterator[StoredFile]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from serve_app.errors import OutputError, UnsupportedMediaError, UploadNotFoundError
+from serve_app.storage import files
 from serve_app.storage.files import INLINE, INLINE_S, AudioFacts, Facts, FileStore, ImageFacts, StoredFile
 
 CONTENT = b"a picture"
@@ -104,6 +105,39 @@ def test_pages_go_by_age_and_leave_inline_files_out(store: FileStore) -> None:
     assert store.page(after=second.id).files == (first,)
     vision = add(store, purpose="vision")
     assert (store.page(purpose="vision").files, store.page(purpose="user_data").files[0]) == ((vision,), third)
+
+
+def test_an_upload_that_is_decoded_for_long_is_as_old_as_its_coming(store: FileStore) -> None:
+    quick: list[StoredFile] = []
+
+    def inspect(*_: object) -> Facts:
+        quick.append(add(store))
+        return FACTS
+
+    slow = store.add(io.BytesIO(CONTENT), inspect=inspect, purpose="user_data")
+    assert store.page(order="asc").files == (slow, *quick)
+    assert store.page(order="asc", after=slow.id).files == tuple(quick)
+
+
+def test_of_many_uploads_those_of_the_page_are_read_alone(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    uploads = [add(store) for _ in range(30)]
+    read, seen = files._read, list[Path]()
+    monkeypatch.setattr(files, "_read", lambda path: seen.append(path) or read(path))
+    page = store.page(limit=5, after=uploads[20].id)
+    assert page.files == tuple(uploads[19:14:-1])
+    assert len(seen) == 6  # one more, to see whether others follow
+
+
+def test_uploads_of_the_same_moment_are_each_on_one_page(store: FileStore, clock: Clock) -> None:
+    uploads = []
+    for _ in range(6):
+        clock.now = 2_000.0
+        uploads.append(add(store))
+    found, after = [], None
+    while (page := store.page(limit=2, after=after)).files:
+        found += page.files
+        after = page.files[-1].id
+    assert sorted(one.id for one in found) == sorted(one.id for one in uploads)
 
 
 def test_a_twin_outlives_its_upload(store: FileStore) -> None:
