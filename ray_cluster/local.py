@@ -1,4 +1,4 @@
-"""A private Ray on this machine, for the command line and for tests: it ends with its driver, whatever happens."""
+"""A private Ray on this machine, which ends with its driver, whatever happens; or a cluster that runs elsewhere."""
 
 from __future__ import annotations
 
@@ -72,6 +72,29 @@ def local_cluster(
             yield LocalCluster(ray.get_runtime_context().gcs_address, settings)
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def joined_cluster(address: str) -> Iterator[None]:
+    """Connects this process to a cluster that runs, and leaves it at the end; what it made there ends with it.
+
+    `address` as Ray takes it; "auto": the cluster of this node, or of the job that this process is. Raises
+    LocalClusterError.
+    """
+    if ray.is_initialized():
+        raise LocalClusterError("this process is connected to a Ray cluster already", remedy="disconnect from it first")
+    try:
+        with _same_sigterm():
+            try:
+                ray.init(address=address, configure_logging=False, log_to_driver=False)
+            except (ValueError, RuntimeError, OSError) as error:
+                raise LocalClusterError(
+                    f"no Ray cluster answers at {address!r}: {error}",
+                    remedy="name the address of its head, with its token in the environment (RAY_AUTH_TOKEN)",
+                ) from error
+        yield
+    finally:
+        ray.shutdown()
 
 
 def _settings() -> Mapping[str, str]:

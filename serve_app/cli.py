@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
+from serve_app.commands.bulk import add_bulk
 from serve_app.commands.calibrate import add_calibrate
 from serve_app.commands.checkpoint import add_convert, add_verify
 from serve_app.commands.demo import add_demo
@@ -57,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
         commands.add_parser("plan", help="does a video fit these cards, and how long does it take", allow_abbrev=False)
     )
     add_serve(commands.add_parser("serve", help="serve videos over HTTP on this machine", allow_abbrev=False))
+    add_bulk(commands.add_parser("bulk", help="render a whole manifest", allow_abbrev=False))
     add_demo(commands.add_parser("demo", help="send the built-in sample through the service", allow_abbrev=False))
     add_calibrate(commands.add_parser("calibrate", help="measure this GPU for plan", allow_abbrev=False))
     add_convert(commands.add_parser("convert", help="merge and cast a checkpoint folder", allow_abbrev=False))

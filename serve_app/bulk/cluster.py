@@ -1,0 +1,61 @@
+"""Where a bulk job runs: in a private Ray on this machine, or on a cluster; and how many groups there is room for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+from ray_cluster.local import joined_cluster, local_cluster
+from serve_app.deployments.local_gang import usable_gpus
+from serve_app.deployments.render_group import group_bundles
+from serve_app.errors import InvalidRequestError
+from serve_app.schemas.bulk import BulkConfig
+
+_SPARE_CPUS = 4
+
+
+@contextmanager
+def bulk_cluster(address: str | None, config: BulkConfig, *, num_groups: int | None) -> Iterator[int]:
+    """Connects to the cluster at `address`, None: starts one on this machine; yields how many groups there shall be.
+
+    `num_groups` None: as many as there are GPUs for, or one without. Raises InvalidRequestError when there are too few
+    GPUs, ClusterError.
+    """
+    if address is not None:
+        with joined_cluster(address):
+            yield _num_groups(config, num_groups, _cluster_gpus(), where="the cluster")
+        return
+    gpus = usable_gpus(config.cuda_visible_devices)
+    groups = _num_groups(config, num_groups, gpus, where="this machine")
+    cpus = math.ceil(groups * group_bundles(config.pool).total()["CPU"]) + _SPARE_CPUS
+    with local_cluster(num_cpus=cpus, num_gpus=gpus):
+        yield groups
+
+
+def count_groups(config: BulkConfig, num_groups: int | None) -> int:
+    """Returns how many groups there would be on this machine; raises InvalidRequestError as `bulk_cluster` does."""
+    return _num_groups(config, num_groups, usable_gpus(config.cuda_visible_devices), where="this machine")
+
+
+def _num_groups(config: BulkConfig, wanted: int | None, gpus: int, *, where: str) -> int:
+    pool = config.pool
+    if pool.gpu is None:
+        return wanted or 1
+    room = gpus // pool.num_ranks
+    if room < (wanted or 1):
+        raise InvalidRequestError(
+            f"{wanted or 1} groups of {pool.num_ranks} ranks ({pool.layout}) want {(wanted or 1) * pool.num_ranks} "
+            f"GPUs, but {where} has {gpus}",
+            remedy="use fewer groups or a layout of fewer ranks, or --gpus none to compute on the CPU",
+            param="groups",
+        )
+    return wanted or room
+
+
+def _cluster_gpus() -> int:
+    resources: dict[str, Any] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return int(resources.get("GPU", 0))

@@ -1,0 +1,174 @@
+"""From what a user wrote to a bulk job and its lanes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import ValidationError
+
+from ray_cluster.inventory import local_gpus
+from ray_cluster.nvml import NoGpus
+from serve_app.bulk.cluster import bulk_cluster, count_groups
+from serve_app.bulk.job import BulkJob, ExitCode, Listener, OpenLanes, run, validate
+from serve_app.bulk.manifest import ManifestSource, find_audios, find_manifest
+from serve_app.bulk.names import check_template
+from serve_app.bulk.own_lanes import LanePlan, OwnLanes
+from serve_app.bulk.row import BadRow, Document
+from serve_app.bulk.service_client import look_at_service
+from serve_app.bulk.service_lanes import LANES_PER_GROUP, ServiceLanes
+from serve_app.errors import InvalidRequestError
+from serve_app.jobs.admission import DoesNotFit, Fits
+from serve_app.jobs.fleet import Fleet
+from serve_app.jobs.job import Priority
+from serve_app.jobs.submission import Submission
+from serve_app.planning.calibration import load_calibration
+from serve_app.planning.hardware import KINDS, is_called
+from serve_app.planning.workload import Workload
+from serve_app.schemas.bulk import BulkConfig, BulkLimits
+from serve_app.schemas.render import invalid_field
+from serve_app.schemas.service import PoolConfig
+
+TINY_CHECKPOINT, TINY_SIZE = "tiny", "128*128"
+ON_CPU = "none"
+DEFAULT_URL = "http://127.0.0.1:8000"
+_POOL = "bulk"
+_TINY_MODEL = "live-avatar-tiny"
+
+
+def run_bulk(settings: Document, *, listener: Listener, is_stopped: Callable[[], bool]) -> tuple[ExitCode, Document]:
+    """Runs the job that the settings describe; see `job.run`."""
+    if settings["pool"] == "serve":
+        return _run_on_service(settings, listener=listener, is_stopped=is_stopped)
+    config = _config(settings, gpu=_gpu(settings))
+    with bulk_cluster(settings["address"], config, num_groups=settings["groups"]) as num_lanes:
+        job = _job(settings, config, num_lanes=num_lanes)
+        return run(job, _own(job, is_stopped), listener=listener, is_stopped=is_stopped)
+
+
+def validate_bulk(settings: Document, *, on_bad: Callable[[Document], None]) -> Document:
+    """Returns the plan of the job that the settings describe; `on_bad` gets the lines of errors.jsonl."""
+    config = _config(settings, gpu=_gpu(settings))
+    is_here = settings["address"] is None and settings["pool"] == "own"
+    num_lanes = count_groups(config, settings["groups"]) if is_here else settings["groups"] or 1
+
+    def tell(row: BadRow) -> None:
+        on_bad(row.as_json())
+
+    return validate(_job(settings, config, num_lanes=num_lanes), on_bad=tell)
+
+
+def _run_on_service(
+    settings: Document, *, listener: Listener, is_stopped: Callable[[], bool]
+) -> tuple[ExitCode, Document]:
+    """Renders by a running service; it judges what fits, and this machine only passes rows on."""
+    service = look_at_service((settings["url"] or DEFAULT_URL).rstrip("/"))
+    config = _config(settings, gpu=None)
+    size = TINY_SIZE if service.model == _TINY_MODEL else None
+    with bulk_cluster(settings["address"], config, num_groups=1):
+        job = _job(settings, config, num_lanes=service.num_groups * LANES_PER_GROUP, default_size=size)
+
+        def open_lanes(run_id: str) -> ServiceLanes:
+            return ServiceLanes(service, output=job.output, run_id=run_id)
+
+        return run(job, open_lanes, listener=listener, is_stopped=is_stopped)
+
+
+def _own(job: BulkJob, is_stopped: Callable[[], bool]) -> OpenLanes:
+    def open_lanes(run_id: str) -> OwnLanes:
+        plan = LanePlan(job.config, job.output, run_id)
+        return OwnLanes(plan, num_lanes=job.num_lanes, is_abandoned=is_stopped)
+
+    return open_lanes
+
+
+def _job(settings: Document, config: BulkConfig, *, num_lanes: int, default_size: str | None = None) -> BulkJob:
+    size = TINY_SIZE if config.pool.checkpoint == TINY_CHECKPOINT else None
+    if settings["pool"] == "serve":
+        size = default_size
+    return BulkJob(
+        source=_source(settings),
+        output=settings["out"] or "",
+        config=config,
+        judge=_judge(config.pool, never_refuses=settings["pool"] == "serve"),
+        num_lanes=num_lanes,
+        defaults={**({} if size is None else {"size": size}), **settings["defaults"]},
+        watches=settings["watch"],
+        aborts_on_invalid=settings["aborts_on_invalid"],
+        name=_archive_template(settings),
+        about={"manifest": settings["manifest"] or settings["audio_dir"], "command": sys.argv},
+    )
+
+
+def _source(settings: Document) -> ManifestSource:
+    if settings["audio_dir"] is None:
+        return find_manifest(settings["manifest"])
+    named = {} if settings["name"] is None else {"name": settings["name"]}
+    fields = {"prompt": settings["prompt"]}
+    return find_audios(settings["audio_dir"], image=settings["image"], fields=fields, **named)
+
+
+def _archive_template(settings: Document) -> str | None:
+    if not settings["archive"]:
+        return None
+    if settings["audio_dir"] is not None or settings["name"] is None:
+        return "{custom_id}"
+    return check_template(settings["name"])
+
+
+def _config(settings: Document, *, gpu: str | None) -> BulkConfig:
+    """Returns the configuration; raises InvalidRequestError that names the setting, its value and the rule."""
+    checkpoint = settings["checkpoint"] or TINY_CHECKPOINT
+    pool: dict[str, Any] = {
+        "name": _POOL,
+        "model": _TINY_MODEL if checkpoint == TINY_CHECKPOINT else "live-avatar",
+        "checkpoint": checkpoint,
+        "gpu": gpu,
+        "threads_per_rank": BulkConfig().threads if gpu is None else None,
+        **{name: settings[name] for name in ("layout", "cpus_per_rank", "leader_cpus") if settings[name] is not None},
+    }
+    limits = {"row_most_s": settings["row_timeout_s"], "max_attempts": settings["max_attempts"]}
+    try:
+        return BulkConfig(
+            pool=PoolConfig(**pool),
+            limits=BulkLimits(**{name: value for name, value in limits.items() if value is not None}),
+        )
+    except ValidationError as error:
+        raise invalid_field(error, known=PoolConfig.model_fields) from error
+
+
+def _gpu(settings: Document) -> str | None:
+    """Returns the kind of card: as said, else that of this machine; None: ranks compute on the CPU."""
+    if settings["gpus"] is not None:
+        return None if settings["gpus"] == ON_CPU else str(settings["gpus"])
+    if settings["pool"] == "serve" or settings["address"] is not None:
+        return None
+    found = local_gpus()
+    if isinstance(found, NoGpus):
+        return None
+    for kind in KINDS.values():
+        if all(is_called(kind, gpu.kind) for gpu in found):
+            return kind.name
+    raise InvalidRequestError(
+        f"the cards of this machine are {', '.join(sorted({gpu.kind for gpu in found}))}, of no one known kind",
+        remedy=f"name the kind, or memory, of the smallest with --gpus: {', '.join(KINDS)}; or none for the CPU",
+        param="gpus",
+    )
+
+
+def _judge(pool: PoolConfig, *, never_refuses: bool) -> Callable[[Workload], Fits | DoesNotFit]:
+    """Returns admission's own verdict for groups of this pool; a service gives its own, and here time counts alone."""
+    fleet = Fleet([pool], calibration=load_calibration(), cpu_bytes=_memory_bytes())
+
+    def judge(work: Workload) -> Fits | DoesNotFit:
+        if never_refuses:
+            return Fits(fleet.predicted_s(work, pool.name))
+        return fleet.judge(Submission(model=pool.model, spec={}, work=work, priority=Priority.BULK), pool.name)
+
+    return judge
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

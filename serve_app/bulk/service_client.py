@@ -1,0 +1,192 @@
+"""ServiceClient: one row by one running service, over its HTTP API."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from serve_app.bulk.inputs import local_copy
+from serve_app.bulk.messages import RowOrder
+from serve_app.bulk.outcomes import Code
+from serve_app.bulk.row import Document
+from serve_app.errors import InvalidRequestError, UnavailableError
+from serve_app.rendering.frames import IsCancelled
+from serve_app.storage.base import VideoSink
+
+_ANSWER_S = 60.0
+_LOOK_EVERY_S = 1.0
+_MOST_PAUSE_S = 30.0
+_PATIENCE_S = 300.0
+"""A service that restarts is waited for; what it accepted goes on."""
+_BUSY, _AWAY = (429, 503), (500, 502, 504)
+_FIELDS = ("prompt", "size", "fit", "num_clip", "infer_frames", "sample_steps", "seed", "enable_online_decode")
+_ENDED = ("completed", "failed", "cancelled")
+_CODES = {
+    "never_fits": Code.NEVER_FITS,
+    "over_budget": Code.OVER_BUDGET,
+    "gang_failed": Code.RANK_DIED,
+    "rank_failed": Code.NCCL_TIMEOUT,
+    "not_finite": Code.NAN_LATENT,
+    "unsupported_media": Code.INPUT_UNDECODABLE,
+    "output_not_writable": Code.UPLOAD_FAILED,
+    "cancelled": Code.CANCELLED,
+    "invalid_request": Code.ROW_INVALID,
+}
+
+
+class ServiceRefusedError(Exception):
+    """The service refused a row, or failed at it."""
+
+    def __init__(self, error: Document) -> None:
+        super().__init__(str(error.get("message", error)))
+        self.code = _CODES.get(str(error.get("code")), Code.INTERNAL)
+
+
+@dataclass(frozen=True)
+class ServiceModel:
+    """A service that answers: where it is, the model of requests that name none, how many groups render."""
+
+    url: str
+    model: str
+    num_groups: int
+
+
+def look_at_service(url: str) -> ServiceModel:
+    """Returns what a service has; raises UnavailableError where none answers, or none of its groups may work."""
+    try:
+        models = httpx2.get(f"{url}/v1/models", timeout=_ANSWER_S).raise_for_status().json()
+        pools = httpx2.get(f"{url}/v1/capacity", timeout=_ANSWER_S).raise_for_status().json()["pools"]
+        model = models["data"][0]["id"]
+    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, KeyError, LookupError) as error:
+        raise UnavailableError(
+            f"no service answers at {url} ({type(error).__name__}: {error})",
+            remedy="start it (live-avatar serve), or name its address with --url",
+        ) from error
+    num_groups = sum(max(pool["min_groups"], len(pool["groups"])) for pool in pools if pool["model"] == model)
+    return ServiceModel(url, model, max(1, num_groups))
+
+
+class ServiceClient:
+    """Follows one row from its order to its video; a service that is away for a while is waited for."""
+
+    def __init__(self, url: str, order: RowOrder, *, run_id: str, is_stopped: IsCancelled) -> None:
+        self._http = httpx2.Client(base_url=url, timeout=_ANSWER_S)
+        self._order = order
+        self._run_id = run_id
+        self._is_stopped = is_stopped
+        self.progress = 0
+
+    def video(self) -> Document:
+        """Returns the video object of the row once it has ended.
+
+        Raises ServiceRefusedError when it is refused, UnavailableError when the service does not come back.
+        """
+        order = self._order
+        video = self._created(order.row_key)
+        if video["status"] in ("failed", "cancelled"):  # by an earlier run: this one tries anew
+            video = self._created(f"{order.row_key[:32]}-{self._run_id}-{order.attempt}")
+        started_at = None
+        while video["status"] not in _ENDED:
+            if video["status"] == "in_progress" and started_at is None:
+                started_at = time.monotonic()
+            is_late = started_at is not None and time.monotonic() - started_at > order.limit_s
+            if is_late or self._is_stopped():
+                self.cancel(video["id"])
+            time.sleep(_LOOK_EVERY_S)
+            video = self._asked("GET", f"/v1/videos/{video['id']}").json()
+            self.progress = video["progress"]
+        return dict(video)
+
+    def download(self, video_id: str, sink: VideoSink) -> str:
+        """Copies a finished video piece by piece; returns where it is."""
+        with self._http.stream("GET", f"/v1/videos/{video_id}/content") as answer:
+            answer.raise_for_status()
+            for chunk in answer.iter_bytes():
+                sink.append(chunk)
+        return sink.commit()
+
+    def cancel(self, video_id: str) -> None:
+        """Stops a video within a block; one that has ended stays as it is."""
+        with suppress(httpx2.HTTPError):
+            self._http.post(f"/v1/videos/{video_id}/cancel")
+
+    def forget(self, video_id: str) -> None:
+        """Removes a video that is in the output folder from the service, which keeps it for a week at most anyway."""
+        with suppress(httpx2.HTTPError):
+            self._http.delete(f"/v1/videos/{video_id}")
+
+    def _created(self, key: str) -> Document:
+        with self._body() as (fields, files):
+            answer = self._asked("POST", "/v1/videos", data=fields, files=files, headers={"Idempotency-Key": key})
+        created: Document = answer.json()
+        return created
+
+    @contextmanager
+    def _body(self) -> Iterator[tuple[dict[str, str], dict[str, bytes]]]:
+        spec = self._order.spec
+        fields = {name: _text(spec[name]) for name in _FIELDS if spec[name] is not None}
+        if spec["max_seconds"] is not None:
+            fields["seconds"] = _text(spec["max_seconds"])
+        fields |= {"priority": "bulk", "metadata[custom_id]": self._order.custom_id}
+        with ExitStack() as copies:
+            image, audio = (copies.enter_context(local_copy(spec[name])) for name in ("image", "audio"))
+            yield fields, {"input_reference": _bytes(image), "audio": _bytes(audio)}
+
+    def _asked(self, method: str, path: str, **body: Any) -> httpx2.Response:  # noqa: ANN401
+        """Asks until there is an answer that counts; a service that is full says when to come again."""
+        away_since = None
+        while True:
+            try:
+                answer = self._http.request(method, path, **body)
+            except httpx2.HTTPError as error:
+                answer, cause = None, f"{type(error).__name__}: {error}"
+            if answer is not None and answer.status_code not in (*_BUSY, *_AWAY):
+                return _checked(answer)
+            if self._is_stopped():
+                raise ServiceRefusedError(
+                    {"code": "cancelled", "message": "the row was stopped before it was accepted"}
+                )
+            if answer is not None and answer.status_code in _BUSY:
+                away_since, pause_s = None, float(answer.headers.get("Retry-After", _LOOK_EVERY_S))
+            else:
+                away_since, pause_s = away_since or time.monotonic(), _LOOK_EVERY_S
+                if time.monotonic() - away_since > _PATIENCE_S:
+                    told = cause if answer is None else f"HTTP {answer.status_code}"
+                    raise UnavailableError(
+                        f"the service at {self._http.base_url} is away ({told})", remedy="start it; the job continues"
+                    )
+            self._pause(min(pause_s, _MOST_PAUSE_S))
+
+    def _pause(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not self._is_stopped():
+            time.sleep(min(_LOOK_EVERY_S, max(0.0, until - time.monotonic())))
+
+
+def _checked(answer: httpx2.Response) -> httpx2.Response:
+    if answer.status_code < 400:
+        return answer
+    try:
+        error = answer.json()["error"]
+    except (ValueError, KeyError, TypeError):
+        error = {"code": "internal_error", "message": f"HTTP {answer.status_code}: {answer.text[:200]}"}
+    raise ServiceRefusedError(error)
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidRequestError(
+            f'"{path}" cannot be read: {error.strerror or error}', remedy="put it back", param="image"
+        ) from error

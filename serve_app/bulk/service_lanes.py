@@ -1,0 +1,174 @@
+"""Lanes of the serve pool: rows go to a running service as class bulk, and share its groups with online requests.
+
+The service decides what runs when, and tries again what a lost group had. A lane has one row of it under way.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import ray
+
+from serve_app.bulk.failures import row_error
+from serve_app.bulk.messages import LaneStatus, RowOrder, RowReport
+from serve_app.bulk.outcomes import Code, RowError
+from serve_app.bulk.output import RowOutput, open_output
+from serve_app.bulk.row import Document
+from serve_app.bulk.service_client import ServiceClient, ServiceModel, ServiceRefusedError
+from serve_app.errors import UnavailableError
+from serve_app.jobs.messages import GroupCondition
+
+LANES_PER_GROUP = 2
+"""So many rows of the job wait or run for each group of the service: it never has to wait for us."""
+_AT_ONCE = 1
+_CONTROL_THREADS = 2
+
+
+class ServiceLane:
+    """One row at a time; an actor that computes nothing."""
+
+    def __init__(self, name: str, service: ServiceModel, output: str, run_id: str) -> None:
+        self._name, self._service, self._run_id = name, service, run_id
+        self._output = open_output(output)
+        self._spool = tempfile.TemporaryDirectory()
+        self._is_stopped = threading.Event()
+        self._now: tuple[RowOrder, ServiceClient] | None = None
+        self._answers: dict[tuple[int, int], Future[RowReport]] = {}
+        self._busy_s = 0.0
+
+    @ray.method(concurrency_group="rows")
+    def render(self, order: RowOrder) -> RowReport:
+        """Obeys an order; one that came before is not obeyed again, but answered."""
+        answer = self._answers.get((order.seq, order.attempt))
+        if answer is None:
+            answer = self._answers[order.seq, order.attempt] = Future()
+            answer.set_result(self._rendered(order))
+        return answer.result()
+
+    @ray.method(concurrency_group="control")
+    def forget(self, seq: int, attempt: int) -> None:
+        """Lets go of an answer that has arrived."""
+        self._answers.pop((seq, attempt), None)
+
+    @ray.method(concurrency_group="control")
+    def status(self) -> LaneStatus:
+        """Returns what the service does for this lane; of a video it tells percents."""
+        told = LaneStatus(self._name, GroupCondition.READY, busy_s=self._busy_s, orders=tuple(self._answers))
+        if self._now is None:
+            return told
+        order, client = self._now
+        return replace(
+            told,
+            condition=GroupCondition.BUSY,
+            custom_id=order.custom_id,
+            attempt=order.attempt,
+            blocks_done=client.progress,
+            num_blocks=100,
+        )
+
+    @ray.method(concurrency_group="control")
+    def stop(self) -> None:
+        """Lets what runs end at its next block border."""
+        self._is_stopped.set()
+
+    def _rendered(self, order: RowOrder) -> RowReport:
+        output = RowOutput(self._output, order.custom_id, Path(self._spool.name))
+        client = ServiceClient(self._service.url, order, run_id=self._run_id, is_stopped=self._is_stopped.is_set)
+        self._now = order, client
+        try:
+            return self._done(order, output, client)
+        except Exception as error:
+            return self._failed(order, error)
+        finally:
+            self._now = None
+
+    def _done(self, order: RowOrder, output: RowOutput, client: ServiceClient) -> RowReport:
+        result, busy_s = output.result(), 0.0
+        if result is None or result["row_key"] != order.row_key:
+            output.prepare()
+            video = client.video()
+            busy_s = float(video["inference_time_s"] or 0.0)
+            self._busy_s += busy_s
+            if video["status"] != "completed":
+                raise ServiceRefusedError(video["error"] or {"code": "cancelled", "message": "the video was stopped"})
+            with output.sink() as sink:
+                client.download(video["id"], sink)
+            sha256, num_bytes = output.publish()
+            result = output.commit(self._result(order, output, video, sha256=sha256, num_bytes=num_bytes))
+            client.forget(video["id"])
+        if order.archive_name is not None:
+            output.archive(order.archive_name)
+        return RowReport(order.seq, order.attempt, self._name, result=result, busy_s=busy_s)
+
+    def _result(self, order: RowOrder, output: RowOutput, video: Document, *, sha256: str, num_bytes: int) -> Document:
+        return {
+            "custom_id": order.custom_id,
+            "row_key": order.row_key,
+            "uri": output.uri,
+            "sha256": sha256,
+            "num_bytes": num_bytes,
+            "size": video["size"],
+            "num_frames": video["num_frames"],
+            "seconds": float(video["seconds"]),
+            "render_s": video["inference_time_s"],
+            "gpu_s": video["inference_time_s"],
+            "attempts": order.attempt,
+            "group": self._name,
+            "run_id": self._run_id,
+            "finished_at": round(time.time(), 3),
+            "metadata": order.metadata,
+            "warnings": list(order.warnings),
+        }
+
+    def _failed(self, order: RowOrder, error: Exception) -> RowReport:
+        if isinstance(error, ServiceRefusedError):
+            code = error.code
+            if code is Code.CANCELLED and not self._is_stopped.is_set():
+                code = Code.TIMEOUT
+            told = RowError(code, str(error), "render", attempt=order.attempt, group=self._name)
+        elif isinstance(error, UnavailableError):
+            told = RowError(Code.NODE_LOST, str(error), "render", attempt=order.attempt, group=self._name)
+        else:
+            told = row_error(error, attempt=order.attempt, lane=self._name, blocks_done=0)
+        return RowReport(order.seq, order.attempt, self._name, error=told)
+
+
+class ServiceLanes:
+    """The lanes of a job by a service; see `job.LaneSet`."""
+
+    def __init__(self, service: ServiceModel, *, output: str, run_id: str) -> None:
+        self._service = service
+        self._output, self._run_id = output, run_id
+        self._open = ExitStack()
+        self.actors: dict[str, Any] = {}
+        self.at_once = _AT_ONCE
+
+    def __enter__(self) -> Self:
+        """Makes the lanes on this node, where the manifest's files are."""
+        as_remote: Any = ray.remote
+        make = as_remote(concurrency_groups={"rows": _AT_ONCE, "control": _CONTROL_THREADS})(ServiceLane)
+        here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+        for index in range(self._service.num_groups * LANES_PER_GROUP):
+            name = f"lane-{index}"
+            options = make.options(num_cpus=0, max_restarts=-1, max_task_retries=0, label_selector=here)
+            self.actors[name] = options.remote(name, self._service, self._output, self._run_id)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for actor in self.actors.values():
+            ray.kill(actor)
+
+    def model(self) -> str:
+        """Returns what stands for the checkpoint: a service tells its model's name alone."""
+        return f"service model {self._service.model}"
+
+    def start(self) -> None:
+        """The service has started already."""
