@@ -183,6 +183,7 @@ class _Screen:
 
     def __init__(self) -> None:
         self._bar: tqdm[Never] | None = None
+        self._told = ""
 
     def __enter__(self) -> _Screen:
         return self
@@ -209,8 +210,11 @@ class _Screen:
         rows = state["rows"]
         done, failed = rows["done"] + rows["skipped"], rows["failed"]
         if self._bar is None:
-            rest = "" if state["rest_s"] is None else f", {state['rest_s']:.0f} s left"
-            print(f"{done} of {rows['total']} done, {failed} failed{rest}", file=sys.stderr, flush=True)
+            line = f"{done} of {rows['total']} done, {failed} failed"
+            if line != self._told:
+                rest = "" if state["rest_s"] is None else f", {state['rest_s']:.0f} s left"
+                print(f"{line}{rest}", file=sys.stderr, flush=True)
+            self._told = line
             return
         self._bar.update(done - self._bar.n)
         self._bar.set_postfix_str(_lanes(state))
