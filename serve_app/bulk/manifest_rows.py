@@ -146,7 +146,7 @@ def _base(written: object, place: Place) -> str:
     if not written:
         return place.base
     _check_address("base", written)
-    return written if is_remote(written) or Path(written).is_absolute() else join(place.base, written)
+    return join(place.base, written)
 
 
 def _unpacked(row: Document) -> Document:
