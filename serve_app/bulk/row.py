@@ -17,9 +17,9 @@ class Entry:
     """One row that can be understood; whether its values keep the rules is for `bulk.checking` to say.
 
     `number` is its line (JSONL, CSV), row (Parquet) or place among the files of a folder, from 1. `fields` are those
-    of a render (`schemas.request.REQUEST_FIELDS`), flat; `defaults` are settings that give way to them and to their
-    preset, as `schemas.request.complete` takes them: a row's `seconds` is `max_seconds` there, as in the API, and task
-    files have a `num_clip` there.
+    of a render (`schemas.request.REQUEST_FIELDS`), flat; `defaults` are settings that give way to them, to their preset
+    and to what the run sets, as `schemas.request.complete` takes them: a row's `seconds` is `max_seconds` there, as in
+    the API, and task files have a `num_clip` there.
     Relative inputs resolve against `base`, a folder of this machine or an s3:// prefix. `original` is the row as
     written, for errors.jsonl.
     """
