@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import ValidationError
@@ -27,7 +28,9 @@ from serve_app.jobs.submission import Submission
 from serve_app.planning.calibration import load_calibration
 from serve_app.planning.hardware import KINDS, is_called
 from serve_app.planning.workload import Workload
+from serve_app.rendering.frames import PROGRAM
 from serve_app.schemas.bulk import BulkConfig, BulkLimits
+from serve_app.schemas.config import GangLimits
 from serve_app.schemas.render import invalid_field
 from serve_app.schemas.service import PoolConfig
 
@@ -38,19 +41,29 @@ _POOL = "bulk"
 _TINY_MODEL = "live-avatar-tiny"
 
 
-def run_bulk(settings: Document, *, listener: Listener, is_stopped: Callable[[], bool]) -> tuple[ExitCode, Document]:
-    """Runs the job that the settings describe; see `job.run`."""
+def run_bulk(
+    settings: Document,
+    *,
+    listener: Listener,
+    is_stopped: Callable[[], bool],
+    program: str = PROGRAM,
+    changes: Document = MappingProxyType({}),
+) -> tuple[ExitCode, Document]:
+    """Runs the job that the settings describe; see `job.run`.
+
+    `program` is what ranks run, `changes` are to settings that no flag has.
+    """
     if settings["pool"] == "serve":
-        return _run_on_service(settings, listener=listener, is_stopped=is_stopped)
-    config = _config(settings, gpu=_gpu(settings))
+        return _run_on_service(settings, changes, listener=listener, is_stopped=is_stopped)
+    config = _config(settings, changes, gpu=_gpu(settings))
     with bulk_cluster(settings["address"], config, num_groups=settings["groups"]) as num_lanes:
         job = _job(settings, config, num_lanes=num_lanes)
-        return run(job, _own(job, is_stopped), listener=listener, is_stopped=is_stopped)
+        return run(job, _own(job, program, is_stopped), listener=listener, is_stopped=is_stopped)
 
 
 def validate_bulk(settings: Document, *, on_bad: Callable[[Document], None]) -> Document:
     """Returns the plan of the job that the settings describe; `on_bad` gets the lines of errors.jsonl."""
-    config = _config(settings, gpu=_gpu(settings))
+    config = _config(settings, {}, gpu=_gpu(settings))
     is_here = settings["address"] is None and settings["pool"] == "own"
     num_lanes = count_groups(config, settings["groups"]) if is_here else settings["groups"] or 1
 
@@ -61,11 +74,11 @@ def validate_bulk(settings: Document, *, on_bad: Callable[[Document], None]) -> 
 
 
 def _run_on_service(
-    settings: Document, *, listener: Listener, is_stopped: Callable[[], bool]
+    settings: Document, changes: Document, *, listener: Listener, is_stopped: Callable[[], bool]
 ) -> tuple[ExitCode, Document]:
     """Renders by a running service; it judges what fits, and this machine only passes rows on."""
     service = look_at_service((settings["url"] or DEFAULT_URL).rstrip("/"))
-    config = _config(settings, gpu=None)
+    config = _config(settings, changes, gpu=None)
     size = TINY_SIZE if service.model == _TINY_MODEL else None
     with bulk_cluster(settings["address"], config, num_groups=1):
         job = _job(settings, config, num_lanes=service.num_groups * LANES_PER_GROUP, default_size=size)
@@ -76,9 +89,9 @@ def _run_on_service(
         return run(job, open_lanes, listener=listener, is_stopped=is_stopped)
 
 
-def _own(job: BulkJob, is_stopped: Callable[[], bool]) -> OpenLanes:
+def _own(job: BulkJob, program: str, is_stopped: Callable[[], bool]) -> OpenLanes:
     def open_lanes(run_id: str) -> OwnLanes:
-        plan = LanePlan(job.config, job.output, run_id)
+        plan = LanePlan(job.config, job.output, run_id, program)
         return OwnLanes(plan, num_lanes=job.num_lanes, is_abandoned=is_stopped)
 
     return open_lanes
@@ -118,7 +131,7 @@ def _archive_template(settings: Document) -> str | None:
     return check_template(settings["name"])
 
 
-def _config(settings: Document, *, gpu: str | None) -> BulkConfig:
+def _config(settings: Document, changes: Document, *, gpu: str | None) -> BulkConfig:
     """Returns the configuration; raises InvalidRequestError that names the setting, its value and the rule."""
     checkpoint = settings["checkpoint"] or TINY_CHECKPOINT
     pool: dict[str, Any] = {
@@ -128,12 +141,15 @@ def _config(settings: Document, *, gpu: str | None) -> BulkConfig:
         "gpu": gpu,
         "threads_per_rank": BulkConfig().threads if gpu is None else None,
         **{name: settings[name] for name in ("layout", "cpus_per_rank", "leader_cpus") if settings[name] is not None},
+        **changes.get("pool", {}),
     }
     limits = {"row_most_s": settings["row_timeout_s"], "max_attempts": settings["max_attempts"]}
+    given = {name: value for name, value in limits.items() if value is not None}
     try:
         return BulkConfig(
             pool=PoolConfig(**pool),
-            limits=BulkLimits(**{name: value for name, value in limits.items() if value is not None}),
+            limits=BulkLimits(**given, **changes.get("limits", {})),
+            gang=GangLimits(**changes.get("gang", {})),
         )
     except ValidationError as error:
         raise invalid_field(error, known=PoolConfig.model_fields) from error

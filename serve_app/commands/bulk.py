@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Mapping
 from typing import Any, Never
@@ -86,14 +87,18 @@ def _run(options: argparse.Namespace) -> int:
         code, summary = run_bulk(settings_of(options), listener=screen, is_stopped=options.is_stopped)
     print(_summary(summary))
     if code:
-        print(f"live-avatar: not all is done; the same command continues: {' '.join(sys.argv)}", file=sys.stderr)
+        print(
+            f"live-avatar: not all is done: {options.out}/errors.jsonl tells which rows failed and why, and is a "
+            f"manifest again; the same command continues: {shlex.join(sys.argv)}",
+            file=sys.stderr,
+        )
     return int(code)
 
 
 def _validate(options: argparse.Namespace) -> int:
     check_run_flags(options)
     validate: Any = import_object("serve_app.bulk.command:validate_bulk")
-    plan = validate(settings_of(options), on_bad=lambda row: print(row, file=sys.stderr))
+    plan = validate(settings_of(options), on_bad=lambda row: print(json.dumps(row), file=sys.stderr))
     print(json.dumps(plan, indent=2))
     return 3 if plan["bad"] else 0
 
