@@ -67,7 +67,7 @@ class Checker:
         lowest = {name: value for name, value in self.defaults.items() if name != "preset"}
         if "preset" in self.defaults and "preset" not in fields:
             fields["preset"] = self.defaults["preset"]
-        spec = complete(fields, defaults={**lowest, **entry.defaults})
+        spec = complete(fields, defaults={**entry.defaults, **lowest})
         check_prompt(spec.prompt)
         return spec
 

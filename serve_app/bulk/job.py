@@ -7,7 +7,7 @@ import enum
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,11 +21,12 @@ from serve_app.bulk.inputs import InputReader
 from serve_app.bulk.lane_watch import LaneWatch
 from serve_app.bulk.lock import RunLock
 from serve_app.bulk.manifest import ManifestSource, read_manifest, watch_manifest
+from serve_app.bulk.manifest_watch import Watch
 from serve_app.bulk.metrics import RunMetrics
 from serve_app.bulk.output import committed, open_output, read_result
 from serve_app.bulk.plan import Plan, fill
 from serve_app.bulk.reports import Reports
-from serve_app.bulk.row import BadRow, Document
+from serve_app.bulk.row import BadRow, Document, Entry
 from serve_app.bulk.table import RowState, RowTable
 from serve_app.bulk.tally import Tally
 from serve_app.errors import AvatarError
@@ -166,7 +167,7 @@ class Driver:
         with open_lanes(self._run_id) as lanes:
             return self._ended(_EXIT[self._rendered(lanes, watch)])
 
-    def _rendered(self, lanes: LaneSet, watch: Any) -> Ending:  # noqa: ANN401
+    def _rendered(self, lanes: LaneSet, watch: Watch | None) -> Ending:
         model = lanes.model()
         self._skip_done(model)
         if not self._counts()[RowState.PENDING] and watch is None:
@@ -183,13 +184,16 @@ class Driver:
                 limits=self._limits,
                 tally=self._tally,
             )
-            return course.run(
+            ending = course.run(
                 is_stopped=self._is_stopped,
                 on_look=lambda: self._look(course),
                 more=lambda: self._more(watch, model),
             )
+        for row in [] if watch is None else watch.left():
+            self._reject(row)
+        return ending
 
-    def _take(self, rows: Any) -> None:  # noqa: ANN401
+    def _take(self, rows: Iterable[Entry | BadRow]) -> None:
         """Checks rows and puts the good ones into the table."""
         checked = check_all(rows, self._checker, num_threads=self._limits.check_threads)
         fill(self._table, checked, self._plan, on_bad=self._reject)
@@ -198,7 +202,7 @@ class Driver:
         self._tally.count_bad(row.error)
         self._reports.failed(row)
 
-    def _more(self, watch: Any, model: str) -> bool:  # noqa: ANN401
+    def _more(self, watch: Watch | None, model: str) -> bool:
         """Takes what is new in a folder that is watched."""
         if watch is None:
             return False
