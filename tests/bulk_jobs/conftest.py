@@ -1,0 +1,168 @@
+"""Bulk jobs as processes of their own, on a cluster that outlives them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+
+from ray_cluster.local import MIB, LocalCluster, local_cluster
+from tests.bulk_jobs.manifests import write_inputs
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = "tests.bulk_jobs.cost_program:CostProgram"
+END_S = 240.0
+OF_RAY_DATA = ("_StatsActor", "ActorLocationTracker", "_AutoscalingCoordinatorActor")
+"""What Ray Data keeps once per cluster, for whoever uses it; it takes no resources and stays with the cluster."""
+SETTINGS: dict[str, Any] = {
+    **dict.fromkeys(["manifest", "out", "audio_dir", "image", "prompt", "name", "url", "checkpoint", "gpus", "layout"]),
+    **dict.fromkeys(["cpus_per_rank", "leader_cpus", "row_timeout_s", "max_attempts"]),
+    "watch": False,
+    "archive": False,
+    "pool": "own",
+    "groups": 4,
+    "address": None,
+    "defaults": {},
+    "aborts_on_invalid": False,
+}
+LIMITS = {"retry_after_s": 0.2, "progress_every_s": 0.3, "heartbeat_every_s": 0.5, "stale_after_s": 4.0}
+POOL = {"cpus_per_rank": 0.1, "leader_cpus": 0.1, "cpu_memory_gib": 1.0}
+
+
+@pytest.fixture(scope="session")
+def bulk_ray() -> Iterator[LocalCluster]:
+    """A cluster of the tests, on which drivers come and go."""
+    with local_cluster(num_cpus=4, num_gpus=0, object_store_bytes=256 * MIB) as started:
+        yield started
+
+
+@dataclass
+class Job:
+    """One driver process, and what it told."""
+
+    process: subprocess.Popen[str]
+    told: list[dict[str, Any]] = field(default_factory=list)
+
+    def until(self, is_so: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """Reads what the driver tells, up to an event for which this holds."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                self.told.append(json.loads(line))
+                if is_so(self.told[-1]):
+                    return self.told[-1]
+        raise AssertionError(f"the driver ended with {self.process.wait()} after {self.told[-1:]}")
+
+    def has_done(self, count: int) -> dict[str, Any]:
+        return self.until(lambda told: "progress" in told and told["progress"]["rows"]["done"] >= count)
+
+    def end(self) -> tuple[int, dict[str, Any]]:
+        """Waits for the end; returns exit code and summary."""
+        summary = self.until(lambda told: "summary" in told)["summary"]
+        return self.process.wait(END_S), summary
+
+
+@contextmanager
+def job(folder: Path, cluster: LocalCluster, manifest: Path, *, out: str, **given: Any) -> Iterator[Job]:
+    """Starts a driver; whatever happens, it is gone afterwards."""
+    limits, pool, gang = (given.pop(name, {}) for name in ("limits", "pool_changes", "gang"))
+    program, env = given.pop("program", PROGRAM), given.pop("env", {})
+    settings = {**SETTINGS, "manifest": str(manifest), "out": out, "address": cluster.address, **given}
+    config = folder / f"job_{time.monotonic_ns()}.json"
+    changes = {"limits": {**LIMITS, **limits}, "pool": {**POOL, **pool}, "gang": gang}
+    config.write_text(json.dumps({"settings": settings, "program": program, "changes": changes}))
+    environ = {**os.environ, **cluster.environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **env}
+    log = (folder / "driver.log").open("a")
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.bulk_jobs.driver", str(config)],
+        cwd=ROOT,  # where the ranks find the program
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            yield Job(process)
+        finally:
+            process.kill()
+            log.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_inputs(tmp_path)
+    return tmp_path
+
+
+def eventually(is_so: Callable[[], bool], *, within_s: float = 30.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not is_so():
+        assert time.monotonic() < deadline, f"not within {within_s} s"
+        time.sleep(0.05)
+
+
+def until_cluster_is_empty(*, within_s: float = 30.0) -> None:
+    deadline = time.monotonic() + within_s
+    while left := left_on_cluster():
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+
+
+def rank_processes() -> list[psutil.Process]:
+    """Returns the rank actors of the tests' own cluster: Ray names its processes."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if " ".join(process.cmdline()).startswith("ray::RankActor"):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def live_actors() -> list[str]:
+    """Returns the classes of actors that are not dead."""
+    state: Any = ray._private.state.state
+    return [actor["ActorClassName"] for actor in state.actor_table(None).values() if actor["State"] != "DEAD"]
+
+
+def live_placement_groups() -> int:
+    state: Any = ray._private.state.state
+    return sum(group["state"] != "REMOVED" for group in state.placement_group_table().values())
+
+
+def left_on_cluster() -> list[str]:
+    """Returns what a job that ended should not have left."""
+    actors = live_actors()
+    for shared in OF_RAY_DATA:
+        if shared in actors:
+            actors.remove(shared)
+    groups = [f"{live_placement_groups()} placement groups"] if live_placement_groups() else []
+    return actors + groups + [str(process) for process in rank_processes()]
+
+
+def ledger(out: Path) -> list[dict[str, Any]]:
+    """Returns the steps of all runs, in order."""
+    lines = [line for path in sorted((out / "ledger").iterdir()) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in lines]
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def kill_hard(process: psutil.Process) -> None:
+    process.send_signal(signal.SIGKILL)
