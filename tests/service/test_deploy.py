@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx2
-import psutil
 import pytest
 import yaml
 from pydantic import BaseModel
@@ -25,10 +21,10 @@ from serve_app.errors import InvalidRequestError
 from serve_app.jobs.store import JobReader
 from serve_app.metrics import Metric
 from tests.end_to_end.conftest import environment
+from tests.ray_cluster.heads import BIN, ray_head
 from tests.service.conftest import ANSWER_S, READY_S, Server
 
 FLEET = Path(__file__).parents[2] / "serve_app" / "samples" / "fleet.yaml"
-BIN = Path(sys.executable).parent
 LONG_S = 90.0
 
 
@@ -63,43 +59,6 @@ def test_a_service_that_would_let_everybody_in_says_so_or_does_not_start(tmp_pat
         build_app({"data_dir": str(tmp_path)})
     with pytest.raises(InvalidRequestError, match="pool"):
         build_app({"data_dir": str(tmp_path), "allow_anonymous": True, "pool": []})
-
-
-@contextmanager
-def ray_head(folder: Path, environ: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """A Ray of the test's own; yields where `serve deploy` finds its dashboard, and Prometheus its metrics."""
-    port = Server(folder, folder).port
-    command = [BIN / "ray", "start", "--head", "--block", "--port=0", "--num-cpus=8", f"--temp-dir={folder}"]
-    metrics_port = Server(folder, folder).port
-    command += [
-        f"--metrics-export-port={metrics_port}",
-        "--include-dashboard=true",
-        f"--dashboard-port={port}",
-        "--dashboard-host=127.0.0.1",
-    ]
-    with (folder / "head.log").open("w") as log:
-        head = subprocess.Popen(command, env=environ, stdout=log, stderr=log, start_new_session=True)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        wait_for_answer(f"{address}/api/version")
-        yield address, f"http://127.0.0.1:{metrics_port}/metrics"
-    finally:
-        everything = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
-        os.killpg(head.pid, signal.SIGTERM)
-        head.wait(READY_S)
-        for process in psutil.wait_procs(everything, timeout=5)[1]:
-            with suppress(psutil.Error):
-                process.kill()
-
-
-def wait_for_answer(url: str) -> None:
-    deadline = time.monotonic() + READY_S
-    while time.monotonic() < deadline:
-        with suppress(httpx2.HTTPError):
-            if httpx2.get(url, timeout=5).status_code == 200:
-                return
-        time.sleep(0.2)
-    raise AssertionError(f"{url} does not answer within {READY_S} s")
 
 
 class Deployment:
@@ -155,13 +114,13 @@ def test_redeploying_and_scaling_down_lose_nothing(tmp_path_factory: pytest.Temp
     folder = tmp_path_factory.mktemp("r")
     environ = {**environment(cache), "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     pool = {"name": "tiny", "model": "live-avatar-tiny", "leader_cpus": 0.1, "cpus_per_rank": 0.5}
-    with ray_head(folder, environ) as (address, metrics):
-        deployment = Deployment(folder, address, environ)
+    with ray_head(folder, environ) as head:
+        deployment = Deployment(folder, head.address, environ)
         server = deployment.server
         deployment.deploy([{**pool, "min_groups": 2, "max_groups": 2}])
         before = deployment.until_groups(lambda groups: list(groups.values()) == ["ready"] * 2)
         server.ended(server.create()["id"])
-        check_metrics(metrics)
+        check_metrics(head.metrics)
         videos = [server.create(seconds=LONG_S) for _ in range(2)] + [server.create()]
         for video in videos[:2]:
             server.until(video["id"], lambda now: now["progress"] >= 2)
