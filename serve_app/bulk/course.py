@@ -92,14 +92,16 @@ class Course:
         at_once: int,
         limits: BulkLimits,
         tally: Tally,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`model` is the digest of what renders; each lane takes `at_once` rows."""
+        """`model` is the digest of what renders; each lane takes `at_once` rows; `clock` is that of the statuses."""
         self._table, self._lanes, self._way, self._hears = table, lanes, way, hears
         self._model, self._at_once, self._limits = model, at_once, limits
         self._retry = RetryPolicy(limits.max_attempts, limits.retry_after_s, limits.max_brought_down)
         self.breaker = Breaker(limits.breaker_window, limits.breaker_share)
         self.pace = Pace()
         self.tally = tally
+        self._now = clock
         self._sent: dict[tuple[int, int], _Sent] = {}
         self.statuses: Mapping[str, LaneStatus] = {}
         self._is_stopping = False
@@ -111,7 +113,7 @@ class Course:
         Raises UnavailableError when no lane is left, and what the way back raises.
         """
         while True:
-            self._hear_until(time.monotonic() + _LOOK_EVERY_S)
+            self._hear_until(self._now() + _LOOK_EVERY_S)
             self._look(on_look)
             has_more = more()
             if is_stopped():
@@ -121,7 +123,7 @@ class Course:
             if not self._sent:
                 if self.breaker.is_open:
                     return Ending.BROKEN
-                if not has_more and self._table.next_due_at() is None:
+                if not has_more and not self._table.has_waiting():
                     return Ending.FINISHED
 
     @property
@@ -137,7 +139,7 @@ class Course:
 
     def _hear_until(self, deadline: float) -> None:
         """Takes every report that comes, and lets its lane go on at once."""
-        while (left_s := deadline - time.monotonic()) > 0:
+        while (left_s := deadline - self._now()) > 0:
             try:
                 report = self._way.reports.get(timeout=left_s)
             except queue.Empty:
@@ -150,7 +152,7 @@ class Course:
 
     def _look(self, on_look: Callable[[], None]) -> None:
         self.statuses = self._lanes.look()
-        self.tally.look(list(self.statuses.values()), now=time.monotonic())
+        self.tally.look(list(self.statuses.values()), now=self._now())
         if all(status.condition is GroupCondition.FAILED for status in self.statuses.values()):
             reasons = "; ".join(f"{name}: {status.reason}" for name, status in self.statuses.items())
             raise UnavailableError(f"no group is left ({reasons})", remedy="see the reason; the same command continues")
@@ -162,7 +164,7 @@ class Course:
         for key, sent in list(self._sent.items()):
             status = self.statuses[sent.lane]
             is_known = key in status.orders or status.condition not in _AT_WORK
-            if not is_known and time.monotonic() - sent.at > _MISSED_S:
+            if not is_known and status.asked_at - sent.at > _MISSED_S:
                 self._step("missed", sent)
                 del self._sent[key]
                 self._table.hand_back(sent.row.seq, due_at=0.0)
@@ -170,10 +172,10 @@ class Course:
     def _order(self) -> None:
         """Gives rows to lanes: the emptiest first; towards the end no row waits at a lane that works."""
         while (lane := self._next_lane()) is not None:
-            row = self._table.take(now=time.monotonic())
+            row = self._table.take(now=self._now())
             if row is None:
                 return
-            sent = self._sent[row.seq, row.attempts] = _Sent(row, lane, time.monotonic())
+            sent = self._sent[row.seq, row.attempts] = _Sent(row, lane, self._now())
             self._step("ordered", sent)
             self._way.send(lane, self._order_of(row))
 
@@ -200,9 +202,12 @@ class Course:
         )
 
     def _take(self, report: RowReport) -> None:
-        sent = self._sent.pop((report.seq, report.attempt), None)
+        sent = self._sent.get((report.seq, report.attempt))
         if sent is None:  # given up before, and done by another attempt or yet to be
             return
+        if report.result is None and report.lane != sent.lane:  # of a lane that it was taken from: the other one has it
+            return
+        del self._sent[report.seq, report.attempt]
         self.tally.count(report, predicted_s=sent.row.predicted_s)
         if report.result is not None:
             self._succeed(sent, report, report.result)
@@ -211,7 +216,7 @@ class Course:
             self._table.hand_back(sent.row.seq, due_at=0.0)
         elif not report.is_begun:
             self._step("not begun", sent, report)
-            self._table.hand_back(sent.row.seq, due_at=time.monotonic() + _UNBEGUN_S)
+            self._table.hand_back(sent.row.seq, due_at=self._now() + _UNBEGUN_S)
         else:
             self._fail(sent, report)
 
@@ -237,7 +242,7 @@ class Course:
             chance=random.random(),  # noqa: S311
         )
         if delay_s is not None:
-            due_at = time.monotonic() + delay_s
+            due_at = self._now() + delay_s
             self._table.try_again(row.seq, due_at=due_at, has_brought_down=report.has_brought_down)
             return
         self._table.end(row.seq, RowState.FAILED)
@@ -253,9 +258,9 @@ class Course:
         """Stops what runs, and hears how it ends, within a limit; what is not heard of waits again."""
         self._is_stopping = True
         self._lanes.stop()
-        deadline = time.monotonic() + self._limits.stop_s
-        while self._sent and time.monotonic() < deadline:
-            self._hear_until(min(deadline, time.monotonic() + _LOOK_EVERY_S))
+        deadline = self._now() + self._limits.stop_s
+        while self._sent and self._now() < deadline:
+            self._hear_until(min(deadline, self._now() + _LOOK_EVERY_S))
         for sent in self._sent.values():
             self._step("abandoned", sent)
             self._table.hand_back(sent.row.seq, due_at=0.0)

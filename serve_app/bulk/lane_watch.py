@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -24,6 +24,7 @@ class _Watched:
     status: LaneStatus
     heard_at: float
     asked: Any = None
+    asked_at: float = 0.0
 
 
 class LaneWatch:
@@ -41,7 +42,7 @@ class LaneWatch:
         """Returns what each lane told last."""
         for lane in self._lanes.values():
             if lane.asked is None:
-                lane.asked = lane.actor.status.remote()
+                lane.asked_at, lane.asked = time.monotonic(), lane.actor.status.remote()
         asked = [lane.asked for lane in self._lanes.values()]
         answered, _ = ray.wait(asked, num_returns=len(asked), timeout=_WAIT_S)
         for name, lane in self._lanes.items():
@@ -59,7 +60,7 @@ class LaneWatch:
     def _hear(self, name: str, lane: _Watched) -> None:
         asked, lane.asked = lane.asked, None
         try:
-            lane.status = ray.get(asked)
+            lane.status = replace(ray.get(asked), asked_at=lane.asked_at)
             lane.heard_at = time.monotonic()
         except ray.exceptions.RayActorError as error:  # Ray starts its leader again
             lane.status = LaneStatus(name, GroupCondition.STARTING, reason=str(error).splitlines()[0])

@@ -52,7 +52,8 @@ class RowReport:
 class LaneStatus:
     """What a lane does now. `busy_s`: how long its ranks have worked so far, on whatever.
 
-    `orders` are those that it has, by row and attempt, also what it answered a moment ago.
+    `orders` are those that it has, by row and attempt, also what it answered a moment ago. `asked_at` is when the
+    driver asked for all that, by its own clock.
     """
 
     lane: str
@@ -65,3 +66,4 @@ class LaneStatus:
     reason: str = ""
     busy_s: float = 0.0
     orders: tuple[tuple[int, int], ...] = ()
+    asked_at: float = 0.0

@@ -9,13 +9,14 @@ import enum
 import json
 import sqlite3
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from serve_app.bulk.row import Document
+from serve_app.errors import OutputError
 
 _SCHEMA = """
 CREATE TABLE rows (
@@ -35,7 +36,9 @@ CREATE TABLE rows (
     due_at REAL NOT NULL DEFAULT 0
 );
 CREATE INDEX in_order ON rows (state, predicted_s DESC, seq);
+BEGIN;
 """
+"""One transaction that never ends: nothing here outlives the process, and rows come in several times as fast."""
 _INSERT = """
 INSERT INTO rows (number, custom_id, folded, archived, spec, origin, body_key, predicted_s, num_frames, state)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
@@ -76,6 +79,20 @@ class PlannedRow:
         return name
 
 
+@dataclass
+class _Sum:
+    """Of the rows in one state."""
+
+    rows: int = 0
+    seconds: float = 0.0
+    frames: int = 0
+
+    def add(self, sign: int, seconds: float, frames: int) -> None:
+        self.rows += sign
+        self.seconds += sign * seconds
+        self.frames += sign * frames
+
+
 @dataclass(frozen=True, kw_only=True)
 class TableRow(PlannedRow):
     """A planned row and what became of it so far."""
@@ -86,15 +103,18 @@ class TableRow(PlannedRow):
 
 
 class RowTable:
-    """All planned rows, longest first."""
+    """All planned rows, longest first; whatever is asked for often takes no longer with a million of them."""
 
     def __init__(self, path: Path) -> None:
         """Makes the table at `path`, in place of what is there."""
         path.unlink(missing_ok=True)
         self._rows = sqlite3.connect(path, isolation_level=None)
         self._rows.row_factory = sqlite3.Row
-        # Nothing here outlives the process: there is nothing to make durable.
-        self._rows.executescript(f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; {_SCHEMA}")
+        self._sums = {state: _Sum() for state in RowState}
+        with _told(path):
+            # A journal in memory takes back a row whose id is taken; nothing has to be durable.
+            self._rows.executescript(f"PRAGMA journal_mode = MEMORY; PRAGMA synchronous = OFF; {_SCHEMA}")
+        self._path = path
 
     def __enter__(self) -> Self:
         return self
@@ -105,17 +125,18 @@ class RowTable:
     def add(self, row: PlannedRow) -> int | None:
         """Adds a row; when its id or its name in the archive is taken, returns the number of the row that has it.
 
-        They become folders and files, and some file systems do not tell "A" from "a".
+        They become folders and files, and some file systems do not tell "A" from "a". Raises OutputError.
         """
         folded, archived = row.custom_id.casefold(), row.archive_name and row.archive_name.casefold()
         values = (row.number, row.custom_id, folded, archived, json.dumps(row.spec), json.dumps(row.origin))
-        with suppress(sqlite3.IntegrityError):
-            self._rows.execute(_INSERT, (*values, row.body_key, row.predicted_s, row.num_frames, RowState.PENDING))
-            return None
-        (number,) = self._rows.execute(
-            "SELECT number FROM rows WHERE folded = ? OR archived = ?", (folded, archived)
-        ).fetchone()
-        return int(number)
+        try:
+            with _told(self._path):
+                self._rows.execute(_INSERT, (*values, row.body_key, row.predicted_s, row.num_frames, RowState.PENDING))
+        except sqlite3.IntegrityError:
+            found = self._rows.execute("SELECT number FROM rows WHERE folded = ? OR archived = ?", (folded, archived))
+            return int(found.fetchone()["number"])
+        self._sums[RowState.PENDING].add(1, row.predicted_s, row.num_frames)
+        return None
 
     def take(self, *, now: float) -> TableRow | None:
         """Returns the longest row that is due, as running from now on; None where none is due."""
@@ -125,35 +146,24 @@ class RowTable:
         ).fetchone()
         if found is None:
             return None
-        self._rows.execute(
-            "UPDATE rows SET state = ?, attempts = attempts + 1 WHERE seq = ?", (RowState.RUNNING, found["seq"])
-        )
+        self._move(found["seq"], RowState.RUNNING, attempts=1)
         return _row(found, attempts=found["attempts"] + 1)
 
     def end(self, seq: int, state: RowState) -> None:
         """Notes how a row ended."""
-        self._rows.execute("UPDATE rows SET state = ? WHERE seq = ?", (state, seq))
+        self._move(seq, state)
 
     def try_again(self, seq: int, *, due_at: float, has_brought_down: bool) -> None:
         """Lets a row that runs wait for its next attempt."""
-        self._rows.execute(
-            "UPDATE rows SET state = ?, due_at = ?, brought_down = brought_down + ? WHERE seq = ?",
-            (RowState.PENDING, due_at, has_brought_down, seq),
-        )
+        self._move(seq, RowState.PENDING, due_at=due_at, brought_down=int(has_brought_down))
 
     def hand_back(self, seq: int, *, due_at: float) -> None:
         """Lets a row wait again that nobody began, or that was stopped; that was no attempt."""
-        self._rows.execute(
-            "UPDATE rows SET state = ?, attempts = attempts - 1, due_at = ? WHERE seq = ?",
-            (RowState.PENDING, due_at, seq),
-        )
+        self._move(seq, RowState.PENDING, due_at=due_at, attempts=-1)
 
-    def has_waiting(self, *, more_than: int) -> bool:
+    def has_waiting(self, *, more_than: int = 0) -> bool:
         """Whether more rows than so many wait."""
-        found = self._rows.execute(
-            "SELECT 1 FROM rows WHERE state = ? LIMIT 1 OFFSET ?", (RowState.PENDING, more_than)
-        ).fetchone()
-        return found is not None
+        return self._sums[RowState.PENDING].rows > more_than
 
     def find_pending(self, custom_id: str) -> TableRow | None:
         """Returns the row of that id if it waits."""
@@ -172,21 +182,40 @@ class RowTable:
 
     def counts(self) -> dict[RowState, int]:
         """Returns how many rows there are in each state."""
-        counted = dict(self._rows.execute("SELECT state, COUNT(*) FROM rows GROUP BY state").fetchall())
-        return {state: int(counted.get(state, 0)) for state in RowState}
+        return {state: total.rows for state, total in self._sums.items()}
 
     def work(self) -> tuple[float, int]:
         """Returns the predicted seconds and the frames of the rows that wait or run."""
-        seconds, frames = self._rows.execute(
-            "SELECT TOTAL(predicted_s), TOTAL(num_frames) FROM rows WHERE state IN (?, ?)",
-            (RowState.PENDING, RowState.RUNNING),
-        ).fetchone()
-        return float(seconds), int(frames)
+        left = [self._sums[state] for state in (RowState.PENDING, RowState.RUNNING)]
+        return max(0.0, sum(one.seconds for one in left)), sum(one.frames for one in left)
 
-    def next_due_at(self) -> float | None:
-        """Returns when the first of the rows that wait is due."""
-        (due_at,) = self._rows.execute("SELECT MIN(due_at) FROM rows WHERE state = ?", (RowState.PENDING,)).fetchone()
-        return None if due_at is None else float(due_at)
+    def _move(
+        self, seq: int, to: RowState, *, due_at: float | None = None, attempts: int = 0, brought_down: int = 0
+    ) -> None:
+        """Lets a row become another state; the numbers are added to what it has."""
+        with _told(self._path):
+            state, seconds, frames = self._rows.execute(
+                "SELECT state, predicted_s, num_frames FROM rows WHERE seq = ?", (seq,)
+            ).fetchone()
+            self._rows.execute(
+                "UPDATE rows SET state = ?, due_at = coalesce(?, due_at), attempts = attempts + ?, "
+                "brought_down = brought_down + ? WHERE seq = ?",
+                (to, due_at, attempts, brought_down, seq),
+            )
+        self._sums[RowState(state)].add(-1, seconds, frames)
+        self._sums[to].add(1, seconds, frames)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Raises OutputError where the disk is full; that an id is taken is for the caller."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise OutputError(
+            f'"{path}" cannot be written: {error}',
+            remedy="give this machine's folder for temporary files (TMPDIR) more space; what was done stays done",
+        ) from error
 
 
 def _row(found: sqlite3.Row, *, attempts: int) -> TableRow:
