@@ -189,9 +189,14 @@ class Driver:
                 on_look=lambda: self._look(course),
                 more=lambda: self._more(watch, model),
             )
-        for row in [] if watch is None else watch.left():
+        return ending if watch is None else self._watch_ended(watch, ending)
+
+    def _watch_ended(self, watch: Watch, ending: Ending) -> Ending:
+        """Tells what never became whole; being stopped is how a watch ends, when nothing waits any more."""
+        for row in watch.left():
             self._reject(row)
-        return ending
+        is_done = ending is Ending.CANCELLED and not self._counts()[RowState.PENDING]
+        return Ending.FINISHED if is_done else ending
 
     def _take(self, rows: Iterable[Entry | BadRow]) -> None:
         """Checks rows and puts the good ones into the table."""

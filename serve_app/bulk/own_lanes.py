@@ -24,6 +24,7 @@ from ray_cluster.gpu_monitor import GpuLog, GpuMonitor
 from ray_cluster.nvml import GpuReadError, NoGpus, open_gpus
 from ray_cluster.placement import Placement, create_placement
 from ray_cluster.replica_group import GroupState
+from ray_cluster.restart_budget import RestartPolicy
 from serve_app.bulk.identity import checkpoint_digest
 from serve_app.bulk.messages import LaneStatus, RowOrder, RowReport
 from serve_app.bulk.output import open_output
@@ -40,6 +41,8 @@ log = logging.getLogger(__name__)
 
 AT_ONCE = 2
 """Orders that a lane takes at once: one has the ranks, the other one's inputs are read."""
+_RESTARTS = RestartPolicy(max_restarts=20, within_s=3600.0)
+"""Patient: rows that bring groups down are left alone, and a breaker pauses the job; this ends groups that cannot start."""
 _CONTROL_THREADS = 2
 _LOG_EVERY_S = 1.0
 
@@ -61,7 +64,7 @@ class OwnLane:
         self._open = ExitStack()
         self._name = name
         config, pool = plan.config, plan.config.pool
-        group = replica_group(config, pool, name=name, program=plan.program)
+        group = replica_group(config, pool, name=name, program=plan.program, restarts=_RESTARTS)
         self._group = group
         place = Place(open_output(plan.output), Path(self._open.enter_context(tempfile.TemporaryDirectory())))
         self._renderer = RowRenderer(

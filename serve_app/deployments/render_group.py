@@ -11,6 +11,7 @@ from ray.serve.handle import DeploymentHandle
 
 from ray_cluster.bundles import GroupBundles, Strategy
 from ray_cluster.replica_group import GroupState, ReplicaGroup
+from ray_cluster.restart_budget import RestartPolicy
 from serve_app.deployments.gang_source import GangSource, gang_spec, gang_timeouts
 from serve_app.deployments.leader import Leader, Workshop
 from serve_app.deployments.metrics import RayMetrics
@@ -87,7 +88,14 @@ def group_bundles(pool: PoolConfig) -> GroupBundles:
     )
 
 
-def replica_group(config: AppConfig, pool: PoolConfig, *, name: str, program: str = PROGRAM) -> ReplicaGroup:
+def replica_group(
+    config: AppConfig,
+    pool: PoolConfig,
+    *,
+    name: str,
+    program: str = PROGRAM,
+    restarts: RestartPolicy | None = None,
+) -> ReplicaGroup:
     """Returns a group of a pool, led by this process on the first bundle of the placement in which it runs."""
     spec = gang_spec(
         ParallelLayout.parse(pool.layout),
@@ -99,4 +107,11 @@ def replica_group(config: AppConfig, pool: PoolConfig, *, name: str, program: st
     )
     if pool.gpu is None:
         spec = replace(spec, env={**spec.env, **_WITHOUT_GPU})
-    return ReplicaGroup(name, spec, group_bundles(pool), adopts_placement=True, timeouts=gang_timeouts(config.gang))
+    return ReplicaGroup(
+        name,
+        spec,
+        group_bundles(pool),
+        adopts_placement=True,
+        timeouts=gang_timeouts(config.gang),
+        restarts=restarts,
+    )
