@@ -67,7 +67,8 @@ def join(base_uri: str, written: str) -> str:
         return written
     if is_remote(base_uri):
         bucket, prefix = _bucket_and_key(base_uri)
-        return f"{_S3}{bucket}{posixpath.normpath(f'/{prefix}/{written}')}".removesuffix("/")
+        key = posixpath.normpath("/" + posixpath.join(prefix, written))
+        return f"{_S3}{bucket}{key}".removesuffix("/")
     return str(_path(base_uri) / _path(written))
 
 
@@ -92,10 +93,11 @@ def _s3_folder(bucket: str, prefix: str) -> Folder:
     try:
         from serve_app.storage.s3 import S3Folder  # its packages are an extra, and take a tenth of a second to import
     except ModuleNotFoundError as error:
-        if error.name not in _PACKAGES_OF_S3:
+        package = str(error.name).partition(".")[0]
+        if package not in _PACKAGES_OF_S3:
             raise
         raise AvatarError(
-            f"{error.name} is not installed",
+            f"{package} is not installed",
             remedy='install the s3\'s packages: pip install "live-avatar-serve[s3]"',
         ) from error
     return S3Folder(bucket, prefix)

@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -157,12 +157,11 @@ class S3Folder:
 
     def clean(self, prefix: str = "") -> int:
         """See Folder. An upload does not tell whether its writer is alive: all end, and `put` starts again."""
-        pages = self._client.get_paginator("list_multipart_uploads")
         count = 0
         with self._told():
-            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix + checked_prefix(prefix)):
-                for upload in page.get("Uploads", ()):
-                    self._abort(upload["Key"], upload["UploadId"])
+            for key, upload_id in self._uploads(checked_prefix(prefix)):
+                with _no_upload_is_fine():  # it is finished, or somebody else cleans too
+                    self._client.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload_id)
                     count += 1
         return count
 
@@ -211,12 +210,22 @@ class S3Folder:
         with TransferManager(self._client, self._transfer) as transfers:
             transfers.upload(str(path), self._bucket, self._key(name)).result()
 
-    def _abort(self, key: str, upload_id: str) -> None:
-        try:
-            self._client.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload_id)
-        except ClientError as error:
-            if code_of(error) != "NoSuchUpload":  # it is finished, or somebody else cleans too
-                raise
+    def _uploads(self, prefix: str) -> Iterator[tuple[str, str]]:
+        """Yields key and id of the uploads that nobody has completed."""
+        pages = self._client.get_paginator("list_multipart_uploads")
+        with _no_upload_is_fine():  # what some servers say of a bucket that never had one
+            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix + prefix):
+                for upload in page.get("Uploads", ()):
+                    yield upload["Key"], upload["UploadId"]
+
+
+@contextmanager
+def _no_upload_is_fine() -> Iterator[None]:
+    try:
+        yield
+    except ClientError as error:
+        if code_of(error) != "NoSuchUpload":
+            raise
 
 
 @functools.cache

@@ -136,13 +136,21 @@ class ObjectFile(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: WriteableBuffer) -> int:
-        view = memoryview(buffer).cast("B")
-        start, stop = self._position, min(self._position + len(view), self._found.num_bytes)
-        if start < stop:
-            for piece in Download(self._source, start=start, stop=stop, version=self._found.version):
-                view[self._position - start : self._position - start + len(piece)] = piece
-                self._position += len(piece)
+        view, start = memoryview(buffer).cast("B"), self._position
+        for piece in self._pieces(min(start + len(view), self._found.num_bytes)):
+            view[self._position - start : self._position - start + len(piece)] = piece
+            self._position += len(piece)
         return self._position - start
+
+    def readall(self) -> bytes:
+        """Returns the rest, in one request; by itself Python would ask for a few KiB at a time."""
+        rest = b"".join(self._pieces(self._found.num_bytes))
+        self._position += len(rest)
+        return rest
+
+    def _pieces(self, stop: int) -> Iterator[bytes]:
+        if self._position < stop:
+            yield from Download(self._source, start=self._position, stop=stop, version=self._found.version)
 
 
 def version_of(answer: dict[str, Any]) -> str:

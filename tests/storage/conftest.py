@@ -1,0 +1,57 @@
+"""Places of files: a folder, and a bucket of each server."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from serve_app.storage.base import Folder
+from serve_app.storage.local_folder import LocalFolder
+from serve_app.storage.s3 import S3Folder
+from tests.storage.s3_servers import S3Server, moto_server, rclone_server, use
+
+PART_BYTES = 5 << 20
+"""The least that S3 allows."""
+
+
+@pytest.fixture(scope="session")
+def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with moto_server(tmp_path_factory.mktemp("moto")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with rclone_server(tmp_path_factory.mktemp("rclone")) as server:
+        yield server
+
+
+@pytest.fixture(params=["moto", "rclone"])
+def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """Each of the servers, which the environment names."""
+    found: S3Server = request.getfixturevalue(request.param)
+    use(found, monkeypatch)
+    return found
+
+
+@pytest.fixture
+def bucket(server: S3Server) -> str:
+    """A new bucket."""
+    name = f"bucket-{uuid.uuid4().hex[:12]}"
+    server.client().create_bucket(Bucket=name)
+    return name
+
+
+@pytest.fixture(params=["local", "moto", "rclone"])
+def folder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Folder:
+    """An empty folder of each kind."""
+    if request.param == "local":
+        return LocalFolder(tmp_path / "folder")
+    server: S3Server = request.getfixturevalue(request.param)
+    use(server, monkeypatch)
+    name = f"bucket-{uuid.uuid4().hex[:12]}"
+    server.client().create_bucket(Bucket=name)
+    return S3Folder(name, "some/prefix", part_bytes=PART_BYTES)
