@@ -105,7 +105,10 @@ def make_folder(folder: Path) -> Path:
     """Makes a folder, and those above it, on the disk when this returns."""
     if not folder.is_dir():
         make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
+        try:
+            folder.mkdir(exist_ok=True)
+        except FileExistsError as error:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from error
         sync_folder(folder.parent)
     return folder
 
