@@ -8,8 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ import psutil
 BIN = Path(sys.executable).parent
 READY_S = 120.0
 END_S = 30.0
+STARTED = "Ray runtime started"
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def ray_head(folder: Path, environ: Mapping[str, str], *, num_cpus: int = 8) -> 
         process = subprocess.Popen(command, env=environ, stdout=log, stderr=log, start_new_session=True)
     head = Head(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{metrics_port}/metrics", process.pid)
     try:
-        wait_for_answer(f"{head.address}/api/version")
+        _wait_until_started(process, folder / "head.log")
         yield head
     finally:
         end_head(process.pid)
@@ -59,20 +58,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for_answer(url: str) -> None:
-    """Waits until something answers there; that it wants a token is an answer too."""
+def _wait_until_started(process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + READY_S
-    while time.monotonic() < deadline:
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except urllib.error.HTTPError as error:
-            if error.code == 401:
-                return
-        except OSError:
-            pass
-        time.sleep(0.2)
-    raise AssertionError(f"{url} does not answer within {READY_S} s")
+    while STARTED not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.1)
 
 
 def end_head(pid: int) -> None:
