@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import shlex
 import subprocess
 import sys
 import threading
@@ -329,11 +328,11 @@ def test_rays_own_settings_decide_about_the_token(
 def test_the_way_by_hand(head: Head, tmp_path: Path) -> None:
     """As the README has it, with a program that prints its words in the place of `live-avatar`."""
     program = tmp_path / "live-avatar"
-    program.write_text('#!/bin/sh\nprintf "<%s>" "$@"\nexit 3\n')
+    program.write_text('#!/bin/sh\nprintf "<%s>" "$@" "$RAY_JOB_STOP_WAIT_TIME_S"\nexit 3\n')
     program.chmod(0o755)
-    words = [str(program), "bulk", "run", "rows.jsonl", "--out", "s3://videos/a b", "--address", "auto"]
-    command = [BIN / "ray", "job", "submit", "--address", head.address, "--submission-id", "by-hand", "--", *words]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=END_S)
-    assert "<bulk><run><rows.jsonl><--out><s3://videos/a b><--address><auto>" in done.stdout, done.stderr
-    assert shlex.join(words[1:]) in done.stdout
-    assert done.returncode != 0
+    words = ["bulk", "run", "s3://b/rows.jsonl", "--out", "s3://b/it's $(id)", "--address", "auto"]
+    grace = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}})
+    command = [BIN / "ray", "job", "submit", "--address", head.address, "--runtime-env-json", grace, "--"]
+    done = subprocess.run([*command, program, *words], env=environment(), capture_output=True, text=True, timeout=END_S)
+    assert "".join(f"<{word}>" for word in [*words, "60"]) in done.stdout, done.stderr
+    assert done.returncode == 1, "Ray's own command answers so for any exit code but 0"
