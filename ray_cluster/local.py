@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import ray
@@ -40,12 +41,14 @@ def local_cluster(
     num_gpus: int,
     gpus_are_logical: bool = False,
     object_store_bytes: int = 512 * MIB,
+    environment: Mapping[str, str] = MappingProxyType({}),
     temp_root: Path = Path("/tmp"),  # noqa: S108
 ) -> Iterator[LocalCluster]:
     """Starts a Ray of this process alone, and ends it.
 
-    With `gpus_are_logical` there may be any number of them: tickets, whatever the machine has. Call it on a thread
-    that lives as long: the kernel ends the cluster with the thread that started it. Raises LocalClusterError.
+    With `gpus_are_logical` there may be any number of them: tickets, whatever the machine has. `environment` is what
+    all its processes find in theirs. Call it on a thread that lives as long: the kernel ends the cluster with the
+    thread that started it. Raises LocalClusterError.
 
     The cluster listens on all addresses of the machine, for Ray replaces a loopback address by the machine's own; so
     only who has the token of this run, which is in no file, may use it.
@@ -53,7 +56,7 @@ def local_cluster(
     if ray.is_initialized():
         raise LocalClusterError("this process is connected to a Ray cluster already", remedy="disconnect from it first")
     _check_shared_memory(object_store_bytes)
-    settings = _settings()
+    settings = {**_settings(), **environment}
     with _guarded_folder(temp_root) as folder, _ray_settings():
         try:
             hidden = ("CUDA_VISIBLE_DEVICES",) if gpus_are_logical else ()  # Ray wants as many there

@@ -18,6 +18,7 @@ from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.schema import ApplicationStatus
 
 from ray_cluster.local import LocalCluster, local_cluster
+from serve_app.api import flow_proxy
 from serve_app.app import build_app
 from serve_app.deployments.dispatcher import STORE_NAME
 from serve_app.deployments.local_gang import usable_gpus
@@ -52,7 +53,8 @@ def local_service(
     with _alone_in(config.data_dir):
         JobReader.open(config.data_dir / STORE_NAME).close()  # here, for a Dispatcher that cannot is tried thrice
         gpus = usable_gpus(config.cuda_visible_devices)
-        with local_cluster(num_cpus=num_cpus(config), num_gpus=gpus) as cluster:
+        flow = {flow_proxy.SETTING: flow_proxy.IMPORT_PATH}
+        with local_cluster(num_cpus=num_cpus(config), num_gpus=gpus, environment=flow) as cluster:
             serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=HTTPOptions(host=host, port=port))
             target = serve.RunTarget(build_app(config), name=APP_NAME, route_prefix="/")
             serve.run_many([target], wait_for_applications_running=False)

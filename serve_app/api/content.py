@@ -6,10 +6,10 @@ import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import StreamingResponse
 
 from serve_app.api.context import Api, AsStream, Context
 from serve_app.api.errors import ApiError
+from serve_app.api.flow import FlowingResponse
 from serve_app.api.live import LiveReader
 from serve_app.api.presence import ClientGoneError, nobody, while_present
 from serve_app.api.ranges import file_answer
@@ -62,7 +62,7 @@ async def get_content(
         return nobody()
     if job.state.is_final:
         return await whole_video(request, job, api)
-    return StreamingResponse(reader.chunks(), media_type=_MP4, headers={**_headers(job), "Cache-Control": "no-store"})
+    return FlowingResponse(reader.chunks(), media_type=_MP4, headers={**_headers(job), "Cache-Control": "no-store"})
 
 
 async def whole_video(request: Request, job: Job, api: Context, *, headers: dict[str, str] | None = None) -> Response:

@@ -13,6 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.api.errors import ApiError, answer
+from serve_app.api.flow_proxy import STALL_S
 from serve_app.api.live import BrokenStreamError
 from serve_app.errors import AvatarError, shown
 
@@ -21,8 +22,6 @@ log = logging.getLogger(__name__)
 PROBES = ("/livez", "/readyz")
 """Open to whoever reaches the port: an orchestrator calls them by address."""
 ANY_HOST = "*"
-STALL_S = 600.0
-"""A client that reads nothing for so long has its connection cut: it holds a place among the streams."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 

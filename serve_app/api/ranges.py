@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator, Mapping
 from typing import BinaryIO
 
 from fastapi import Request, Response
-from fastapi.responses import StreamingResponse
 
 from serve_app.api.errors import ApiError
+from serve_app.api.flow import FlowingResponse
 
-CHUNK_BYTES = 256 * 1024
+CHUNK_BYTES = 1 << 20
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
@@ -44,7 +44,7 @@ def file_answer(request: Request, file: BinaryIO, *, etag: str, headers: Mapping
     if request.method == "HEAD":
         file.close()
         return Response(status_code=status, headers=told)
-    return StreamingResponse(_chunks(file, part), status_code=status, headers=told)
+    return FlowingResponse(_chunks(file, part), status_code=status, headers=told)
 
 
 def parse_range(written: str, num_bytes: int) -> range | None:
