@@ -133,8 +133,10 @@ def _told(error: AvatarError) -> tuple[Code, str, str]:
             return Code.AUDIO_TOO_SHORT, str(error), "inputs"
         case UnsupportedMediaError():
             return Code.INPUT_UNDECODABLE, str(error), "inputs"
-        case InputNotFoundError() | StorageError():
+        case InputNotFoundError():
             return Code.INPUT_MISSING, str(error), "inputs"
+        case StorageError():
+            return Code.INPUT_UNREACHABLE, str(error), "inputs"
         case InvalidRequestError(param="prompt"):
             return Code.PROMPT_INVALID, str(error), "manifest"
         case InvalidRequestError():

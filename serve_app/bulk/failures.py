@@ -6,7 +6,7 @@ import traceback
 
 import av
 
-from ray_cluster.errors import FailureKind, GroupUnavailableError, RankFailedError
+from ray_cluster.errors import ClusterError, FailureKind, RankFailedError
 from serve_app.bulk.outcomes import Code, RowError
 from serve_app.errors import (
     AudioTooShortError,
@@ -29,6 +29,7 @@ _BY_KIND = {
     FailureKind.OUT_OF_MEMORY: Code.OVER_BUDGET,
     FailureKind.EXCEPTION: Code.INTERNAL,
 }
+_OUTPUT = "upload"
 _BY_TYPE: tuple[tuple[type[Exception], Code, str], ...] = (
     (NotFiniteError, Code.NAN_LATENT, "render"),
     (RankError, Code.NCCL_TIMEOUT, "render"),
@@ -37,17 +38,17 @@ _BY_TYPE: tuple[tuple[type[Exception], Code, str], ...] = (
     (UnsupportedMediaError, Code.INPUT_UNDECODABLE, "inputs"),
     (InputNotFoundError, Code.INPUT_MISSING, "inputs"),
     (InvalidRequestError, Code.ROW_INVALID, "inputs"),
-    (StorageError, Code.UPLOAD_FAILED, "upload"),
-    (OutputError, Code.UPLOAD_FAILED, "upload"),
+    (StorageError, Code.INPUT_UNREACHABLE, "inputs"),
+    (OutputError, Code.UPLOAD_FAILED, _OUTPUT),
     (av.FFmpegError, Code.ENCODE_FAILED, "encode"),
 )
 
 
-def row_error(error: Exception, *, attempt: int, lane: str, blocks_done: int) -> RowError:
-    """Returns the error of the attempt that raised `error`."""
-    code, stage = _classified(error)
+def row_error(error: Exception, *, attempt: int, lane: str, stage: str, blocks_done: int = 0) -> RowError:
+    """Returns the error of the attempt that raised `error` at that stage; see RowError."""
+    code, told_stage = _classified(error, stage)
     message = str(error) if isinstance(error, AvatarError) else f"{type(error).__name__}: {error}"
-    return RowError(code, message, stage, attempt=attempt, group=lane, blocks_done=blocks_done)
+    return RowError(code, message, told_stage, attempt=attempt, group=lane, blocks_done=blocks_done)
 
 
 def has_brought_down(error: Exception) -> bool:
@@ -56,8 +57,9 @@ def has_brought_down(error: Exception) -> bool:
 
 
 def is_begun(error: Exception) -> bool:
-    """Whether ranks had begun the attempt: a group that was not there says nothing of the row."""
-    return not isinstance(error.__cause__, GroupUnavailableError)
+    """Whether ranks had begun the attempt: a group that was not there, or is given up, says nothing of the row."""
+    cause = error.__cause__
+    return not isinstance(cause, ClusterError) or isinstance(cause, RankFailedError)
 
 
 def story_of(error: Exception) -> str:
@@ -67,13 +69,15 @@ def story_of(error: Exception) -> str:
     return f"{story}\n{rank.traceback}" if rank is not None and rank.traceback else story
 
 
-def _classified(error: Exception) -> tuple[Code, str]:
+def _classified(error: Exception, stage: str) -> tuple[Code, str]:
+    if stage == _OUTPUT and isinstance(error, AvatarError | OSError):
+        return Code.UPLOAD_FAILED, _OUTPUT
     for kind, code, stage in _BY_TYPE:
         if isinstance(error, kind):
             return code, stage
     rank = _failed_rank(error)
     if rank is None:
-        return (Code.NODE_LOST if not is_begun(error) else Code.INTERNAL), "render"
+        return (Code.NODE_LOST, "render") if not is_begun(error) else (Code.INTERNAL, stage)
     if rank.kind is FailureKind.EXCEPTION and "NCCL" in (remedy_for(str(error)) or ""):
         return Code.NCCL_TIMEOUT, "render"
     return _BY_KIND[rank.kind], "render"

@@ -18,6 +18,7 @@ from serve_app.errors import InputNotFoundError, InvalidRequestError, shown
 from serve_app.rendering.inputs import facts_of
 from serve_app.schemas.config import AppConfig
 from serve_app.storage.base import Folder
+from serve_app.storage.disk import told_reading
 from serve_app.storage.files import Facts, Kind
 from serve_app.storage.folders import is_remote, open_folder, split_uri
 
@@ -61,7 +62,7 @@ class InputReader:
         return found
 
     def _inspected(self, uri: str, kind: Kind) -> InputFile:
-        with local_copy(uri) as path:
+        with local_copy(uri) as path, told_reading(path):
             facts = facts_of(path, kind, config=self._config)
             return InputFile(uri, _digest(path), path.stat().st_size, facts)
 

@@ -8,7 +8,7 @@ import secrets
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,15 +21,16 @@ from serve_app.bulk.inputs import InputReader
 from serve_app.bulk.lane_watch import LaneWatch
 from serve_app.bulk.lock import RunLock
 from serve_app.bulk.manifest import ManifestSource, read_manifest, watch_manifest
+from serve_app.bulk.manifest_files import ManifestFile
 from serve_app.bulk.manifest_watch import Watch
 from serve_app.bulk.metrics import RunMetrics
-from serve_app.bulk.output import committed, open_output, read_result
+from serve_app.bulk.output import RowOutput, committed, open_output, read_result
 from serve_app.bulk.plan import Plan, fill
-from serve_app.bulk.reports import Reports
+from serve_app.bulk.reports import Reports, check_not_overwritten
 from serve_app.bulk.row import BadRow, Document, Entry
-from serve_app.bulk.table import RowState, RowTable
+from serve_app.bulk.table import RowState, RowTable, TableRow
 from serve_app.bulk.tally import Tally
-from serve_app.errors import AvatarError
+from serve_app.errors import AvatarError, OutputError
 from serve_app.schemas.bulk import BulkConfig
 from serve_app.storage.base import Folder
 
@@ -110,6 +111,8 @@ def run(
     Raises AvatarError or ClusterError when the job as a whole cannot go on; what was done stays done, and the same
     command continues.
     """
+    if isinstance(job.source, ManifestFile):
+        check_not_overwritten(job.source.folder, job.source.name, open_output(job.output))
     run_id = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
     with tempfile.TemporaryDirectory(prefix="avatar-bulk-") as spool:
         driver = Driver(job, run_id, Path(spool), listener, is_stopped)
@@ -150,16 +153,22 @@ class Driver:
             RowTable(self._spool / "rows.sqlite3") as self._table,
         ):
             self._output.clean()
-            yield
+            try:
+                yield
+            except Exception as error:
+                self._reports.progress({**self._state("failed"), "error": str(error)})
+                raise
 
     def run(self, open_lanes: OpenLanes) -> tuple[ExitCode, Document]:
         """See `run`."""
         self._reports.step("run began", {"run_id": self._run_id, **self._job.about})
         watch = watch_manifest(self._job.source) if self._job.watches else None
         if watch is None:
-            self._take(read_manifest(self._job.source))
+            self._take(self._read())
         plan = self._plan.as_json(self._table, num_lanes=self._job.num_lanes, num_ranks=self._job.config.pool.num_ranks)
         self._listener.planned(plan)
+        if self._is_stopped():
+            return self._ended(ExitCode.CANCELLED)
         if self._plan.num_bad and self._job.aborts_on_invalid:
             return self._ended(ExitCode.BAD_MANIFEST)
         if not self._counts()[RowState.PENDING] and watch is None:
@@ -198,6 +207,15 @@ class Driver:
         is_done = ending is Ending.CANCELLED and not self._counts()[RowState.PENDING]
         return Ending.FINISHED if is_done else ending
 
+    def _read(self) -> Iterator[Entry | BadRow]:
+        """Yields the rows of the manifest, up to where the run is to stop; a million take their time."""
+        for row in read_manifest(self._job.source):
+            if self._is_stopped():
+                return
+            if self._is_time_to_tell():
+                self._reports.progress(self._state("checking"))
+            yield row
+
     def _take(self, rows: Iterable[Entry | BadRow]) -> None:
         """Checks rows and puts the good ones into the table."""
         checked = check_all(rows, self._checker, num_threads=self._limits.check_threads)
@@ -224,9 +242,19 @@ class Driver:
             if row is None:
                 continue
             result = read_result(self._output, custom_id)
-            if result is not None and result["row_key"] == row_key(row.body_key, model=model):
+            is_same = result is not None and result["row_key"] == row_key(row.body_key, model=model)
+            if result is not None and is_same and self._is_archived(row):
                 self._table.end(row.seq, RowState.SKIPPED)
                 self._reports.done(result)
+
+    def _is_archived(self, row: TableRow) -> bool:
+        """Sees to it that a video that is done is in the archive too; False: its lane shall tell why it cannot be."""
+        output = RowOutput(self._output, row.custom_id, self._spool)
+        if row.archive_name is not None and not output.is_archived(row.archive_name):
+            with suppress(OutputError):
+                output.archive(row.archive_name)
+            return output.is_archived(row.archive_name)
+        return True
 
     def _is_stopped(self) -> bool:
         if self._lost:
@@ -239,19 +267,25 @@ class Driver:
 
     def _lose(self, why: str) -> None:
         self._lost = why
+        self._reports.let_go()
+
+    def _is_time_to_tell(self) -> bool:
+        now = time.monotonic()
+        is_time = now - self._told_at >= self._limits.progress_every_s
+        if is_time:
+            self._told_at = now
+        return is_time
 
     def _look(self, course: Course) -> None:
         """Tells how far the run is, in its rhythm."""
-        now = time.monotonic()
-        if now - self._told_at < self._limits.progress_every_s:
+        if not self._is_time_to_tell():
             return
-        self._told_at = now
         state = self._state("running", course)
         self._listener.progress(state)
         self._metrics.show(state)
         self._reports.progress(state)
-        if now - self._synced_at > self._limits.sync_every_s:
-            self._synced_at = now
+        if self._told_at - self._synced_at > self._limits.sync_every_s:
+            self._synced_at = self._told_at
             self._reports.sync()
 
     def _counts(self) -> dict[RowState, int]:
@@ -301,4 +335,5 @@ _EXIT = {
 
 
 def _shown(status: Any) -> Document:  # noqa: ANN401
-    return {**vars(status), "condition": str(status.condition), "orders": len(status.orders)}
+    told = {name: value for name, value in vars(status).items() if name != "asked_at"}
+    return {**told, "condition": str(status.condition), "orders": len(status.orders)}

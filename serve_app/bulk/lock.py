@@ -6,6 +6,7 @@ Clocks of two machines may differ, so nobody compares them: who wants the folder
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import threading
@@ -18,9 +19,11 @@ from typing import Any, Self
 
 from ray_cluster.processes import ProcessIdentity, is_alive, this_process
 from serve_app.bulk.row import Document
-from serve_app.errors import InvalidRequestError, OutputError, StorageError
+from serve_app.errors import AvatarError, InvalidRequestError
 from serve_app.schemas.bulk import BulkLimits
 from serve_app.storage.base import Folder, Stored
+
+log = logging.getLogger(__name__)
 
 RUN = "run.json"
 CANCEL = "cancel.json"
@@ -66,13 +69,10 @@ class RunLock:
         """Takes the folder, waiting for a driver that is gone; raises InvalidRequestError where one works."""
         stored = self._folder.read(RUN)
         if stored is not None and _is_running(stored):
-            self._wait_until_gone(stored)
-            stored = self._folder.read(RUN)
-        if not self._folder.write_if(
-            RUN, self._content("running"), replaces=None if stored is None else stored.version
-        ):
+            stored = self._gone(stored)
+        version = None if stored is None else stored.version
+        if not self._folder.write_if(RUN, self._content("running"), replaces=version):
             raise self._taken("has just been taken by another job")
-        self._folder.delete(CANCEL)
         self._beating.start()
         return self
 
@@ -80,39 +80,58 @@ class RunLock:
         """Gives the folder back."""
         self._is_over.set()
         self._beating.join(self._limits.stale_after_s)
-        if self._is_ours():
-            self._folder.write(RUN, self._content("ended"))
+        try:
+            self._beat("ended")
+        except AvatarError as failure:  # the next driver finds that the heartbeat stands still
+            log.warning("end of the run not told", extra={"folder": self._folder.uri(), "error": str(failure)})
 
     def is_cancelled(self) -> bool:
-        """Whether `live-avatar bulk cancel` asked this run to stop."""
-        return self._folder.read(CANCEL) is not None
+        """Whether `live-avatar bulk cancel` asked this run to stop; False where the folder does not answer."""
+        try:
+            stored = self._folder.read(CANCEL)
+        except AvatarError as error:  # the next look may pass
+            log.warning("cancel not looked for", extra={"folder": self._folder.uri(), "error": str(error)})
+            return False
+        return stored is not None and _told(stored).get("run_id") == self._run_id
 
-    def _wait_until_gone(self, first: Stored) -> None:
-        """Returns once the driver that wrote `first` is seen dead, or its heartbeat stood still for long enough."""
+    def _gone(self, first: Stored) -> Stored | None:
+        """Returns the run.json to replace once the driver that wrote `first` is seen to be gone.
+
+        It ended, is seen dead, or its heartbeat stood still for long enough. What is returned was looked at: a
+        heartbeat that moves after that makes the taking fail.
+        """
         deadline = time.monotonic() + self._limits.stale_after_s
         while time.monotonic() < deadline and not _is_dead(first):
             now = self._folder.read(RUN)
-            if now is not None and now.version != first.version:
-                if not _is_running(now):
-                    return
-                told = _told(now)
-                raise self._taken(f"is used by another job, {told.get('run_id')} on {told.get('host')}")
-            time.sleep(_LOOK_EVERY_S)
+            if now is None or not _is_running(now):
+                return now
+            if now.version != first.version:
+                raise self._taken(f"is used by another job, {_who(now)}")
+            time.sleep(min(_LOOK_EVERY_S, self._limits.stale_after_s / 10))
+        return first
 
     def _beat_for_ever(self) -> None:
         while not self._is_over.wait(self._limits.heartbeat_every_s):
             try:
-                if not self._is_ours():
-                    self._on_lost(f'"{self._folder.uri()}" was taken over by another job')
-                    return
-                self._num_beats += 1
-                self._folder.write(RUN, self._content("running"))
-            except (StorageError, OutputError):  # the next beat may pass; others wait much longer than for one
+                why_lost = self._beat("running")
+            except AvatarError as error:  # the next beat may pass; others wait much longer than for one
+                log.warning("heartbeat not written", extra={"folder": self._folder.uri(), "error": str(error)})
                 continue
+            if why_lost:
+                self._on_lost(why_lost)
+                return
 
-    def _is_ours(self) -> bool:
+    def _beat(self, state: str) -> str:
+        """Tells that this driver is there, or why the folder is no longer its own; then it writes nothing."""
         stored = self._folder.read(RUN)
-        return stored is not None and _told(stored).get("run_id") == self._run_id
+        if stored is None:
+            return f'"{self._folder.uri(RUN)}" is gone: somebody removed it, and another job may work there now'
+        if _told(stored).get("run_id") != self._run_id:
+            return f'"{self._folder.uri()}" was taken over by another job, {_who(stored)}'
+        self._num_beats += 1
+        # Where another job took it in this moment, the next beat finds out.
+        self._folder.write_if(RUN, self._content(state), replaces=stored.version)
+        return ""
 
     def _content(self, state: str) -> bytes:
         process = this_process("")
@@ -137,14 +156,9 @@ def ask_to_cancel(folder: Folder) -> bool:
     stored = folder.read(RUN)
     if stored is None or not _is_running(stored) or _is_dead(stored):
         return False
-    folder.write(CANCEL, json.dumps({"asked_at": time.time(), "by": os.getpid()}).encode())
+    asked = {"run_id": _told(stored).get("run_id"), "asked_at": time.time(), "by": os.getpid()}
+    folder.write(CANCEL, json.dumps(asked).encode())
     return True
-
-
-def is_at_work(folder: Folder) -> bool:
-    """Whether a driver works in a folder, as far as one look can tell."""
-    stored = folder.read(RUN)
-    return stored is not None and _is_running(stored) and not _is_dead(stored)
 
 
 def _is_running(stored: Stored) -> bool:
@@ -157,6 +171,11 @@ def _is_dead(stored: Stored) -> bool:
     if any(told.get(name) != value for name, value in vars(here).items()):
         return False
     return not is_alive(ProcessIdentity("", int(told["pid"]), int(told["start_ticks"])))
+
+
+def _who(stored: Stored) -> str:
+    told = _told(stored)
+    return f"{told.get('run_id')} on {told.get('host')}"
 
 
 def _told(stored: Stored) -> dict[str, Any]:

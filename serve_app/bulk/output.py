@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serve_app.bulk.row import Document
-from serve_app.errors import OutputError
+from serve_app.errors import InputNotFoundError, OutputError
 from serve_app.storage.base import Folder, VideoSink
+from serve_app.storage.disk import told_writing
 from serve_app.storage.folders import is_remote, open_folder
 from serve_app.storage.local import local_file
 
@@ -55,13 +56,31 @@ class RowOutput:
         path = self._local()
         sha256, num_bytes = _digest(path)
         if is_remote(self.folder.uri()):
-            self.folder.put(path, self._name("video.mp4"))
-            path.unlink()
+            try:
+                self.folder.put(path, self._name("video.mp4"))
+            finally:
+                path.unlink()
         return sha256, num_bytes
 
-    def archive(self, name: str) -> None:
-        """Puts the video under a second name into the archive."""
-        self.folder.copy(self._name("video.mp4"), f"{ARCHIVE}/{name}.mp4")
+    def archive(self, name: str | None) -> None:
+        """Puts the video under a second name, if it has one, into the archive: before it counts as done."""
+        if name is None:
+            return
+        try:
+            self.folder.copy(self._name("video.mp4"), _archived(name))
+        except InputNotFoundError as error:
+            raise OutputError(
+                f'"{self.uri}" is gone, though its result.json is there',
+                remedy=f'remove "{self.folder.uri(self._name(RESULT))}": then the row is rendered again',
+            ) from error
+
+    def is_archived(self, name: str) -> bool:
+        """Whether the archive has something under a name."""
+        try:
+            self.folder.stat(_archived(name))
+        except InputNotFoundError:
+            return False
+        return True
 
     def commit(self, result: Document) -> Document:
         """Makes the row done; returns the result that counts: another driver's, where that was first.
@@ -81,7 +100,7 @@ class RowOutput:
     def write_log(self, attempt: int, text: str) -> str:
         """Keeps what happened in an attempt; returns where."""
         name = self._name(f"attempt_{attempt}.log")
-        self.folder.write(name, text.encode())
+        self.folder.write(name, text.encode(errors="backslashreplace"))
         return self.folder.uri(name)
 
     def _name(self, name: str) -> str:
@@ -118,9 +137,14 @@ def open_output(uri: str) -> Folder:
     return open_folder(uri if is_remote(uri) else str(Path(uri).absolute()))
 
 
+def _archived(name: str) -> str:
+    return f"{ARCHIVE}/{name}.mp4"
+
+
 def _digest(path: Path) -> tuple[str, int]:
+    """Returns digest and length; raises StorageError."""
     digest, num_bytes = hashlib.sha256(), 0
-    with path.open("rb") as file:
+    with told_writing(path), path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
             num_bytes += len(chunk)

@@ -20,6 +20,7 @@ import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ray_cluster.bundles import LEADER_BUNDLE
+from ray_cluster.errors import ClusterError
 from ray_cluster.gpu_monitor import GpuLog, GpuMonitor
 from ray_cluster.nvml import GpuReadError, NoGpus, open_gpus
 from ray_cluster.placement import Placement, create_placement
@@ -29,11 +30,11 @@ from serve_app.bulk.identity import checkpoint_digest
 from serve_app.bulk.messages import LaneStatus, RowOrder, RowReport
 from serve_app.bulk.output import open_output
 from serve_app.bulk.row_renderer import Place, RowRenderer
-from serve_app.deployments.gang_source import GangSource
+from serve_app.deployments.gang_source import GangSource, as_avatar_error, wait_ready
 from serve_app.deployments.leader import CONDITIONS
 from serve_app.deployments.render_group import group_bundles, replica_group
 from serve_app.errors import AvatarError, CheckpointError
-from serve_app.rendering.frames import PROGRAM
+from serve_app.rendering.frames import PROGRAM, IsCancelled
 from serve_app.schemas.bulk import BulkConfig
 from serve_app.storage.folders import is_remote
 
@@ -42,7 +43,7 @@ log = logging.getLogger(__name__)
 AT_ONCE = 2
 """Orders that a lane takes at once: one has the ranks, the other one's inputs are read."""
 _RESTARTS = RestartPolicy(max_restarts=20, within_s=3600.0)
-"""Patient: rows that bring groups down are left alone, and a breaker pauses the job; this ends groups that cannot start."""
+"""Patient: rows that bring groups down are left alone, a breaker pauses the job; this ends groups that cannot start."""
 _CONTROL_THREADS = 2
 _LOG_EVERY_S = 1.0
 
@@ -65,7 +66,7 @@ class OwnLane:
         self._name = name
         config, pool = plan.config, plan.config.pool
         group = replica_group(config, pool, name=name, program=plan.program, restarts=_RESTARTS)
-        self._group = group
+        self._group, self._start_s = group, config.gang.start_s
         place = Place(open_output(plan.output), Path(self._open.enter_context(tempfile.TemporaryDirectory())))
         self._renderer = RowRenderer(
             GangSource(group, limits=config.gang),
@@ -74,6 +75,7 @@ class OwnLane:
             num_ranks=pool.num_ranks,
             run_id=plan.run_id,
             config=config,
+            wait_ready=self._wait_ready,
         )
         self._checkpoint = pool.checkpoint
         self._answers: dict[tuple[int, int], Future[RowReport]] = {}
@@ -92,6 +94,12 @@ class OwnLane:
     def start(self) -> None:
         """Lets the ranks start and load."""
         self._group.start()
+
+    def _wait_ready(self, is_cancelled: IsCancelled) -> None:
+        try:
+            wait_ready(self._group, timeout_s=self._start_s, is_cancelled=is_cancelled)
+        except ClusterError as error:
+            raise as_avatar_error(error) from error
 
     @ray.method(concurrency_group="rows")
     def render(self, order: RowOrder) -> RowReport:

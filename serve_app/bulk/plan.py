@@ -11,6 +11,7 @@ from typing import Any
 from serve_app.bulk.outcomes import Code, RowError
 from serve_app.bulk.row import BadRow, Document
 from serve_app.bulk.table import PlannedRow, RowTable
+from serve_app.planning.geometry import FPS
 
 _SHOWN = 10
 
@@ -37,7 +38,7 @@ class Plan:
             "good": self.num_rows - self.num_bad,
             "bad": dict(self.bad),
             "examples": self.examples,
-            "video_s": round(frames / 25, 2),
+            "video_s": round(frames / FPS, 2),
             "gpu_hours": round(seconds * num_ranks / 3600, 3),
             "lanes": num_lanes,
             "gpus_per_lane": num_ranks,

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from serve_app.bulk.outcomes import Fault, RowError
 
 _JITTER = 0.25
-_OF_THE_SYSTEM = (Fault.INFRA, Fault.MODEL)
+_OF_THE_SYSTEM = (Fault.INFRA, Fault.MODEL, Fault.OUTPUT)
+"""On a disk that is full every row would be rendered for nothing, as often as it may."""
 
 
 @dataclass(frozen=True)

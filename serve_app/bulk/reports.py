@@ -10,18 +10,24 @@ ledger/RUN.jsonl  every attempt of this run, one writer's alone
 from __future__ import annotations
 
 import json
+import logging
+import os
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
 from serve_app.bulk.row import BadRow, Document
-from serve_app.errors import OutputError
+from serve_app.errors import AvatarError, InvalidRequestError, OutputError
 from serve_app.storage.base import Folder
 from serve_app.storage.folders import is_remote
 
-PROGRESS, SUMMARY = "progress.json", "summary.json"
+log = logging.getLogger(__name__)
+
+OUTPUT, ERRORS, PROGRESS, SUMMARY = "output.jsonl", "errors.jsonl", "progress.json", "summary.json"
 
 
 @dataclass
@@ -40,7 +46,8 @@ class GrowingFile:
             self._path = self.spool / self.name
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("w", encoding="utf-8")
+            # Half a character, which JSON can hold and UTF-8 cannot, becomes an escape that JSON knows.
+            self._file = self._path.open("w", encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             raise self._not_written(error) from error
 
@@ -60,8 +67,11 @@ class GrowingFile:
         self._is_changed = False
 
     def close(self) -> None:
-        self.sync()
-        self._file.close()
+        """Lets go of the file; raises OutputError when its end cannot be written."""
+        try:
+            self._file.close()
+        except OSError as error:
+            raise self._not_written(error) from error
 
     def _not_written(self, error: OSError) -> OutputError:
         return OutputError(
@@ -76,16 +86,29 @@ class Reports:
 
     def __init__(self, folder: Folder, *, run_id: str, spool: Path) -> None:
         self._folder = folder
-        self.output = GrowingFile(folder, "output.jsonl", spool)
-        self.errors = GrowingFile(folder, "errors.jsonl", spool)
         self._ledger = GrowingFile(folder, f"ledger/{run_id}.jsonl", spool)
+        self._output = GrowingFile(folder, OUTPUT, spool)
+        self._errors = GrowingFile(folder, ERRORS, spool)
+        self._is_ours = True
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for file in (self.output, self.errors, self._ledger):
-            file.close()
+        """Brings the rest to a bucket; what fails then is raised, unless something failed before."""
+        try:
+            with ExitStack() as closing:
+                for file in (self._ledger, self._output, self._errors):
+                    closing.callback(file.close)
+                self._sync()
+        except AvatarError as failure:
+            if error is None:
+                raise
+            log.warning("reports not whole", extra={"folder": self._folder.uri(), "error": str(failure)})
+
+    def let_go(self) -> None:
+        """Writes nothing any more but the ledger: the folder is another run's; from any thread."""
+        self._is_ours = False
 
     def step(self, event: str, about: Document) -> None:
         """Notes a step in the ledger."""
@@ -93,22 +116,58 @@ class Reports:
 
     def done(self, result: Document) -> None:
         """Tells of a video that is there."""
-        self.output.append(_output_line(result))
+        if self._is_ours:
+            self._output.append(_output_line(result))
 
     def failed(self, row: BadRow) -> None:
         """Tells of a row that got no video."""
-        self.errors.append(row.as_json())
+        if self._is_ours:
+            self._errors.append(row.as_json())
 
     def progress(self, state: Document) -> None:
-        self._folder.write(PROGRESS, json.dumps(state, indent=1).encode())
+        """Tells how far the run is; where the folder does not answer, it is told the next time."""
+        with self._may_fail("progress not written"):
+            self._write(PROGRESS, state)
 
     def summary(self, state: Document) -> None:
-        self._folder.write(SUMMARY, json.dumps(state, indent=1).encode())
+        """Tells what became of the run; raises StorageError."""
+        self._write(SUMMARY, state)
 
     def sync(self) -> None:
-        """Brings what is new to a bucket."""
-        for file in (self.output, self.errors, self._ledger):
+        """Brings what is new to a bucket; where that does not answer, the next time."""
+        with self._may_fail("reports not copied"):
+            self._sync()
+
+    def _sync(self) -> None:
+        for file in (self._ledger, self._output, self._errors) if self._is_ours else (self._ledger,):
             file.sync()
+
+    def _write(self, name: str, state: Document) -> None:
+        if self._is_ours:
+            self._folder.write(name, json.dumps(state, indent=1).encode())
+
+    @contextmanager
+    def _may_fail(self, event: str) -> Iterator[None]:
+        try:
+            yield
+        except AvatarError as error:
+            log.warning(event, extra={"folder": self._folder.uri(), "error": str(error)})
+
+
+def check_not_overwritten(source: Folder, name: str, output: Folder) -> None:
+    """Raises InvalidRequestError for a manifest that the reports of this very run would replace."""
+    if name in (OUTPUT, ERRORS) and _place(source) == _place(output):
+        raise InvalidRequestError(
+            f'the manifest "{source.uri(name)}" is a report that this run writes anew',
+            remedy="run the manifest of before: what is done is skipped, what failed is tried again; or move the "
+            "report to another folder first",
+            param="manifest",
+        )
+
+
+def _place(folder: Folder) -> str:
+    uri = folder.uri()
+    return uri if is_remote(uri) else os.path.realpath(uri)
 
 
 def _output_line(result: Document) -> Document:

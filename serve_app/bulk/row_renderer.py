@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,13 +32,20 @@ log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 0.2
 
+WaitReady = Callable[[IsCancelled], None]
+"""Returns once the ranks can be had; raises AvatarError when they cannot, or the row is cancelled."""
+
 
 @dataclass(eq=False)
 class Turn:
-    """One attempt on its way to the ranks and over them; shared with whoever asks how far it is."""
+    """One attempt on its way to the ranks and over them; shared with whoever asks how far it is.
+
+    `stage` is as RowError has it; the output folder is asked before the inputs are.
+    """
 
     order: RowOrder
-    is_stopped: threading.Event = field(default_factory=threading.Event)
+    is_stopped: threading.Event
+    stage: str = "upload"
     began_at: float | None = None
     busy_s: float = 0.0
     blocks_done: int = 0
@@ -60,8 +67,9 @@ class Turn:
 class InTurn:
     """A FrameSource that several attempts share: one after the other."""
 
-    def __init__(self, source: FrameSource) -> None:
+    def __init__(self, source: FrameSource, wait_ready: WaitReady) -> None:
         self._source = source
+        self._wait_ready = wait_ready
         self._ranks = threading.Lock()
         self.turn: Turn | None = None
         self.busy_s = 0.0
@@ -75,7 +83,8 @@ class InTurn:
             if is_cancelled():
                 raise RenderCancelledError("the row was stopped before its turn", remedy="start the job again")
         try:
-            turn.began_at, self.turn = time.monotonic(), turn
+            self._wait_ready(is_cancelled)
+            turn.began_at, turn.stage, self.turn = time.monotonic(), "render", turn
             turn.note("has the ranks")
             yield from self._source.frames(task, is_cancelled=is_cancelled)
         finally:
@@ -107,15 +116,24 @@ class RowRenderer:
     """Renders orders, several threads at once; see the module."""
 
     def __init__(
-        self, source: FrameSource, place: Place, *, lane: str, num_ranks: int, run_id: str, config: AppConfig
+        self,
+        source: FrameSource,
+        place: Place,
+        *,
+        lane: str,
+        num_ranks: int,
+        run_id: str,
+        config: AppConfig,
+        wait_ready: WaitReady,
     ) -> None:
-        self._ranks = InTurn(source)
+        """`wait_ready` waits for ranks that are started anew: that is no time of the row whose turn it is."""
+        self._ranks = InTurn(source, wait_ready)
         self._place = place
         self._lane = lane
         self._num_ranks = num_ranks
         self._run_id = run_id
         self._config = config
-        self._turns: dict[tuple[int, int], Turn] = {}
+        self._is_stopped = threading.Event()
 
     @property
     def now(self) -> Turn | None:
@@ -130,21 +148,18 @@ class RowRenderer:
         return self._ranks.busy_s + (0.0 if began_at is None else time.monotonic() - began_at)
 
     def stop(self) -> None:
-        """Lets every attempt end at its next block border."""
-        for turn in list(self._turns.values()):
-            turn.is_stopped.set()
+        """Lets every attempt end at its next block border, also those that are still on their way here."""
+        self._is_stopped.set()
 
     def render(self, order: RowOrder) -> RowReport:
         """Makes the video of a row, and commits it; every way in which that can end is a report."""
-        turn = self._turns[order.seq, order.attempt] = Turn(order)
+        turn = Turn(order, self._is_stopped)
         output = RowOutput(self._place.output, order.custom_id, self._place.spool)
         turn.note(f"{order.custom_id}, attempt {order.attempt} of run {self._run_id} on {self._lane}")
         try:
             report = self._done(turn, output)
         except Exception as error:
             report = self._failed(turn, error)
-        finally:
-            del self._turns[order.seq, order.attempt]
         return self._logged(turn, output, report)
 
     def _done(self, turn: Turn, output: RowOutput) -> RowReport:
@@ -155,14 +170,17 @@ class RowRenderer:
             output.prepare()
             made = self._rendered(turn, output)
             turn.note("is rendered")
+            turn.stage = "upload"
             sha256, num_bytes = output.publish()
+            output.archive(order.archive_name)
             result = output.commit(self._result(turn, output, made, sha256=sha256, num_bytes=num_bytes))
-        if order.archive_name is not None:
+        else:
             output.archive(order.archive_name)
         turn.note("is done")
         return RowReport(order.seq, order.attempt, self._lane, result=result, busy_s=turn.busy_s)
 
     def _rendered(self, turn: Turn, output: RowOutput) -> RenderResult:
+        turn.stage = "inputs"
         spec = RenderSpec.from_request(**turn.order.spec)
         with ExitStack() as copies:
             inputs = {name: str(copies.enter_context(local_copy(getattr(spec, name)))) for name in ("image", "audio")}
@@ -199,7 +217,7 @@ class RowRenderer:
 
     def _failed(self, turn: Turn, error: Exception) -> RowReport:
         order = turn.order
-        told = row_error(error, attempt=order.attempt, lane=self._lane, blocks_done=turn.blocks_done)
+        told = row_error(error, attempt=order.attempt, lane=self._lane, stage=turn.stage, blocks_done=turn.blocks_done)
         if told.code is Code.CANCELLED and not turn.is_stopped.is_set():
             told = replace(told, code=Code.TIMEOUT, message=f"took longer than {order.limit_s:.0f} s and was stopped")
         turn.note(f"failed: {told.code}: {told.message}")

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import httpx2
 
@@ -20,11 +21,8 @@ from serve_app.rendering.frames import IsCancelled
 from serve_app.storage.base import VideoSink
 
 _ANSWER_S = 60.0
-_LOOK_EVERY_S = 1.0
-_MOST_PAUSE_S = 30.0
-_PATIENCE_S = 300.0
-"""A service that restarts is waited for; what it accepted goes on."""
-_BUSY, _AWAY = (429, 503), (500, 502, 504)
+_TOO_MANY, _UNAVAILABLE = 429, 503
+_AWAY = (500, 502, _UNAVAILABLE, 504)
 _FIELDS = ("prompt", "size", "fit", "num_clip", "infer_frames", "sample_steps", "seed", "enable_online_decode")
 _ENDED = ("completed", "failed", "cancelled")
 _CODES = {
@@ -37,7 +35,23 @@ _CODES = {
     "output_not_writable": Code.UPLOAD_FAILED,
     "cancelled": Code.CANCELLED,
     "invalid_request": Code.ROW_INVALID,
+    "body_too_large": Code.ROW_INVALID,
 }
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How often a service is asked, how long it may say that it is full, and how long it may be away, in seconds.
+
+    One that restarts is waited for: what it accepted goes on.
+    """
+
+    look_every_s: float = 1.0
+    most_pause_s: float = 30.0
+    away_s: float = 300.0
+
+
+PATIENCE = Patience()
 
 
 class ServiceRefusedError(Exception):
@@ -75,12 +89,21 @@ def look_at_service(url: str) -> ServiceModel:
 class ServiceClient:
     """Follows one row from its order to its video; a service that is away for a while is waited for."""
 
-    def __init__(self, url: str, order: RowOrder, *, run_id: str, is_stopped: IsCancelled) -> None:
+    def __init__(
+        self, url: str, order: RowOrder, *, run_id: str, is_stopped: IsCancelled, patience: Patience = PATIENCE
+    ) -> None:
+        self._patience = patience
         self._http = httpx2.Client(base_url=url, timeout=_ANSWER_S)
         self._order = order
         self._run_id = run_id
         self._is_stopped = is_stopped
         self.progress = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._http.close()
 
     def video(self) -> Document:
         """Returns the video object of the row once it has ended.
@@ -88,9 +111,11 @@ class ServiceClient:
         Raises ServiceRefusedError when it is refused, UnavailableError when the service does not come back.
         """
         order = self._order
-        video = self._created(order.row_key)
-        if video["status"] in ("failed", "cancelled"):  # by an earlier run: this one tries anew
-            video = self._created(f"{order.row_key[:32]}-{self._run_id}-{order.attempt}")
+        # With the id of the row: a service has another video for another row, of whatever content.
+        key = f"{order.custom_id}-{order.row_key}"
+        video = self._created(key)
+        if video["status"] in ("failed", "cancelled"):  # by an earlier run, or attempt: this one tries anew
+            video = self._created(f"{key}-{self._run_id}-{order.attempt}")
         started_at = None
         while video["status"] not in _ENDED:
             if video["status"] == "in_progress" and started_at is None:
@@ -98,7 +123,7 @@ class ServiceClient:
             is_late = started_at is not None and time.monotonic() - started_at > order.limit_s
             if is_late or self._is_stopped():
                 self.cancel(video["id"])
-            time.sleep(_LOOK_EVERY_S)
+            time.sleep(self._patience.look_every_s)
             video = self._asked("GET", f"/v1/videos/{video['id']}").json()
             self.progress = video["progress"]
         return dict(video)
@@ -146,27 +171,41 @@ class ServiceClient:
                 answer = self._http.request(method, path, **body)
             except httpx2.HTTPError as error:
                 answer, cause = None, f"{type(error).__name__}: {error}"
-            if answer is not None and answer.status_code not in (*_BUSY, *_AWAY):
+            if answer is not None and answer.status_code not in (_TOO_MANY, *_AWAY):
                 return _checked(answer)
             if self._is_stopped():
                 raise ServiceRefusedError(
                     {"code": "cancelled", "message": "the row was stopped before it was accepted"}
                 )
-            if answer is not None and answer.status_code in _BUSY:
-                away_since, pause_s = None, float(answer.headers.get("Retry-After", _LOOK_EVERY_S))
+            pause_s = None if answer is None else _come_again_s(answer)
+            if pause_s is not None:
+                away_since = None
             else:
-                away_since, pause_s = away_since or time.monotonic(), _LOOK_EVERY_S
-                if time.monotonic() - away_since > _PATIENCE_S:
+                away_since, pause_s = away_since or time.monotonic(), self._patience.look_every_s
+                if time.monotonic() - away_since > self._patience.away_s:
                     told = cause if answer is None else f"HTTP {answer.status_code}"
                     raise UnavailableError(
                         f"the service at {self._http.base_url} is away ({told})", remedy="start it; the job continues"
                     )
-            self._pause(min(pause_s, _MOST_PAUSE_S))
+            self._pause(min(pause_s, self._patience.most_pause_s))
 
     def _pause(self, seconds: float) -> None:
         until = time.monotonic() + seconds
         while time.monotonic() < until and not self._is_stopped():
-            time.sleep(min(_LOOK_EVERY_S, max(0.0, until - time.monotonic())))
+            time.sleep(min(self._patience.look_every_s, max(0.0, until - time.monotonic())))
+
+
+def _come_again_s(answer: httpx2.Response) -> float | None:
+    """Returns how long a service that is full wants to be left alone; None for one that is not there.
+
+    A 503 without that is no answer of the service: something before it does not find it.
+    """
+    if answer.status_code not in (_TOO_MANY, _UNAVAILABLE):
+        return None
+    told = answer.headers.get("Retry-After", "")
+    if told.isdecimal():
+        return float(told)
+    return PATIENCE.most_pause_s if answer.status_code == _TOO_MANY else None
 
 
 def _checked(answer: httpx2.Response) -> httpx2.Response:

@@ -43,6 +43,7 @@ class ServiceLane:
         self._now: tuple[RowOrder, ServiceClient] | None = None
         self._answers: dict[tuple[int, int], Future[RowReport]] = {}
         self._busy_s = 0.0
+        self._stage = ""
 
     @ray.method(concurrency_group="rows")
     def render(self, order: RowOrder) -> RowReport:
@@ -81,20 +82,24 @@ class ServiceLane:
 
     def _rendered(self, order: RowOrder) -> RowReport:
         output = RowOutput(self._output, order.custom_id, Path(self._spool.name))
-        client = ServiceClient(self._service.url, order, run_id=self._run_id, is_stopped=self._is_stopped.is_set)
-        self._now = order, client
-        try:
-            return self._done(order, output, client)
-        except Exception as error:
-            return self._failed(order, error)
-        finally:
-            self._now = None
+        is_stopped = self._is_stopped.is_set
+        self._stage = "upload"
+        with ServiceClient(self._service.url, order, run_id=self._run_id, is_stopped=is_stopped) as client:
+            self._now = order, client
+            try:
+                return self._done(order, output, client)
+            except Exception as error:
+                return self._failed(order, error)
+            finally:
+                self._now = None
 
     def _done(self, order: RowOrder, output: RowOutput, client: ServiceClient) -> RowReport:
         result, busy_s = output.result(), 0.0
         if result is None or result["row_key"] != order.row_key:
             output.prepare()
+            self._stage = "inputs"
             video = client.video()
+            self._stage = "upload"
             busy_s = float(video["inference_time_s"] or 0.0)
             self._busy_s += busy_s
             if video["status"] != "completed":
@@ -102,9 +107,10 @@ class ServiceLane:
             with output.sink() as sink:
                 client.download(video["id"], sink)
             sha256, num_bytes = output.publish()
+            output.archive(order.archive_name)
             result = output.commit(self._result(order, output, video, sha256=sha256, num_bytes=num_bytes))
             client.forget(video["id"])
-        if order.archive_name is not None:
+        else:
             output.archive(order.archive_name)
         return RowReport(order.seq, order.attempt, self._name, result=result, busy_s=busy_s)
 
@@ -137,7 +143,7 @@ class ServiceLane:
         elif isinstance(error, UnavailableError):
             told = RowError(Code.NODE_LOST, str(error), "render", attempt=order.attempt, group=self._name)
         else:
-            told = row_error(error, attempt=order.attempt, lane=self._name, blocks_done=0)
+            told = row_error(error, attempt=order.attempt, lane=self._name, stage=self._stage)
         return RowReport(order.seq, order.attempt, self._name, error=told)
 
 

@@ -30,6 +30,8 @@ class Tally:
     video_s: float = 0.0
     predicted_s: float = 0.0
     num_attempts: int = 0
+    failed_attempts: Counter[str] = field(default_factory=Counter)
+    last_error: Document | None = None
     _slowest: list[tuple[float, str]] = field(default_factory=list)
     _looked_at: float | None = None
 
@@ -40,11 +42,15 @@ class Tally:
     def count(self, report: RowReport, *, predicted_s: float) -> None:
         """Counts an attempt that has ended."""
         self.num_attempts += report.is_begun
+        if report.error is not None:
+            self.failed_attempts[report.error.code.value] += 1
+            self.last_error = report.error.as_json()
         if report.result is None:
             self.lost_s += report.busy_s
             return
         self.useful_s += report.busy_s
-        self.predicted_s += predicted_s
+        if report.busy_s:  # else it was there already
+            self.predicted_s += predicted_s
         self.video_s += report.result["seconds"]
         heapq.heappush(self._slowest, (report.busy_s, report.result["custom_id"]))
         if len(self._slowest) > _SLOWEST:
@@ -63,6 +69,8 @@ class Tally:
             "elapsed_s": round(time.time() - self.started_at, 1),
             "errors_by_code": dict(self.codes),
             "attempts": self.num_attempts,
+            "failed_attempts_by_code": dict(self.failed_attempts),
+            "last_error": self.last_error,
             "gpu_s": {
                 "useful": self._gpu_s(self.useful_s),
                 "retried": self._gpu_s(self.lost_s),
