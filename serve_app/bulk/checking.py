@@ -41,9 +41,10 @@ _AHEAD = 4
 
 @dataclass(frozen=True)
 class Checker:
-    """`defaults` are settings for rows that say nothing of them; a `preset` among them gives way to a row's own.
+    """`defaults` are settings for rows that say nothing of them; the others among them win over their `preset`.
 
-    `name` is the checked template of names in the archive, None without one.
+    A row's own settings, its own preset among them, win over all of these. `name` is the checked template of names in
+    the archive, None without one.
     """
 
     config: AppConfig
@@ -63,11 +64,11 @@ class Checker:
             return bad_row(entry, *_told(error))
 
     def _spec(self, entry: Entry) -> RenderSpec:
-        fields = dict(entry.fields)
-        lowest = {name: value for name, value in self.defaults.items() if name != "preset"}
-        if "preset" in self.defaults and "preset" not in fields:
-            fields["preset"] = self.defaults["preset"]
-        spec = complete(fields, defaults={**entry.defaults, **lowest})
+        if "preset" in self.defaults and "preset" not in entry.fields:
+            spec = complete({**self.defaults, **entry.fields}, defaults=entry.defaults)
+        else:
+            settings = {name: value for name, value in self.defaults.items() if name != "preset"}
+            spec = complete(entry.fields, defaults={**entry.defaults, **settings})
         check_prompt(spec.prompt)
         return spec
 

@@ -107,12 +107,17 @@ def _job(settings: Document, config: BulkConfig, *, num_lanes: int, default_size
         config=config,
         judge=_judge(config.pool, never_refuses=settings["pool"] == "serve"),
         num_lanes=num_lanes,
-        defaults={**({} if size is None else {"size": size}), **settings["defaults"]},
+        defaults={**_default_size(size, settings["defaults"]), **settings["defaults"]},
         watches=settings["watch"],
         aborts_on_invalid=settings["aborts_on_invalid"],
         name=_archive_template(settings),
         about={"manifest": settings["manifest"] or settings["audio_dir"], "command": sys.argv},
     )
+
+
+def _default_size(size: str | None, given: Document) -> Document:
+    """Returns the size of rows that say nothing of it; a preset for all of them has one of its own."""
+    return {} if size is None or "preset" in given else {"size": size}
 
 
 def _source(settings: Document) -> ManifestSource:

@@ -235,16 +235,20 @@ class Course:
         self.breaker.note(error)
         if report.has_brought_down:
             self._wait_for(sent.lane)
+        num_brought_down = row.brought_down + report.has_brought_down
         delay_s = self._retry.delay_s(
             error,
             attempt=row.attempts,
-            brought_down=row.brought_down + report.has_brought_down,
+            brought_down=num_brought_down,
             chance=random.random(),  # noqa: S311
         )
         if delay_s is not None:
             due_at = self._now() + delay_s
             self._table.try_again(row.seq, due_at=due_at, has_brought_down=report.has_brought_down)
             return
+        if self._retry.is_left_alone(num_brought_down):
+            told = f"{error.message}; {num_brought_down} groups failed under this row, so it is left alone"
+            error = replace(error, message=told)
         self._table.end(row.seq, RowState.FAILED)
         self.tally.count_bad(error)
         self._hears.failed(failed_row(row, error))

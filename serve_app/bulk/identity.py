@@ -50,17 +50,37 @@ def checkpoint_digest(checkpoint: str) -> str:
     if checkpoint == TINY_CHECKPOINT:
         return TINY_CHECKPOINT
     root = Path(checkpoint)
-    files = sorted(path for path in root.rglob("*") if path.suffix in (*_WEIGHTS, *_DESCRIPTIONS) and path.is_file())
+    files = sorted(path for path in _below(root, seen=set()) if path.suffix in (*_WEIGHTS, *_DESCRIPTIONS))
     if not files:
         raise CheckpointError(
             f'"{checkpoint}" holds no checkpoint', remedy="name a folder in the published layout", param="checkpoint"
         )
     digest = hashlib.sha256()
     for path in files:
-        digest.update(f"{path.relative_to(root)} {path.stat().st_size}\n".encode())
-        for piece in _pieces(path):
-            digest.update(piece)
+        try:
+            digest.update(f"{path.relative_to(root)} {path.stat().st_size}\n".encode())
+            for piece in _pieces(path):
+                digest.update(piece)
+        except OSError as error:
+            raise CheckpointError(
+                f'"{path}" cannot be read: {error.strerror or error}',
+                remedy="see to the right to read it, and to the disk",
+                param="checkpoint",
+            ) from error
     return digest.hexdigest()
+
+
+def _below(folder: Path, *, seen: set[Path]) -> Iterator[Path]:
+    """Yields the files below a folder, also where links lead: parts of a checkpoint often stand elsewhere."""
+    place = folder.resolve()
+    if place in seen or not folder.is_dir():
+        return
+    seen.add(place)
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            yield from _below(path, seen=seen)
+        elif path.is_file():
+            yield path
 
 
 def _pieces(path: Path) -> Iterator[bytes]:

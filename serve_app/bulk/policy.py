@@ -25,9 +25,13 @@ class RetryPolicy:
 
         `attempt` has just failed; `brought_down` groups failed under this row so far; `chance` is from 0 to 1.
         """
-        if not error.is_retryable or attempt >= self.max_attempts or brought_down >= self.max_brought_down:
+        if not error.is_retryable or attempt >= self.max_attempts or self.is_left_alone(brought_down):
             return None
         return float(self.first_s * 2.0 ** (attempt - 1) * (1 - _JITTER + 2 * _JITTER * chance))
+
+    def is_left_alone(self, brought_down: int) -> bool:
+        """Whether so many groups failed under a row that it is not tried on another one."""
+        return brought_down >= self.max_brought_down
 
 
 @dataclass
