@@ -81,7 +81,7 @@ class Download:
                 log.info("download broke off", extra={"uri": self._source.uri, "bytes": self._position, "row": breaks})
                 if breaks >= self._source.attempts:
                     raise self._failed("answers break off each time") from error
-                time.sleep(_PAUSE_S * 2**breaks)
+                time.sleep(_PAUSE_S * 2 ** (breaks - 1))
 
     def _answer(self) -> Iterator[bytes]:
         """Yields what one answer brings."""

@@ -8,7 +8,7 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
@@ -23,7 +23,7 @@ class Fault:
     """What happens to the next `times` requests of a method whose path and query contain `part`.
 
     status: the server answers `status`; reset: the connection ends before the server hears of the request; lost: the
-    server does what it is asked, and the connection ends; cut: it ends in the middle of the answer's body; silent:
+    server does what it is asked, and the connection ends; cut: it is closed in the middle of the answer's body; silent:
     nothing comes behind the middle of the body; held: the request waits until `released`.
     """
 
@@ -39,7 +39,7 @@ class Fault:
 
 
 class FaultyProxy(ThreadingHTTPServer):
-    """Forwards to one server; `faults` are tried in their order, `requests` is what came."""
+    """Forwards to one server; `faults` are tried in their order, `requests` is what came, with the range."""
 
     daemon_threads = True
 
@@ -55,9 +55,9 @@ class FaultyProxy(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
 
-    def take(self, method: str, path: str) -> Fault | None:
+    def take(self, method: str, path: str, span: str) -> Fault | None:
         with self._lock:
-            self.requests.append(f"{method} {path}")
+            self.requests.append(f"{method} {path} {span}".strip())
             for fault in self.faults:
                 if fault.times and fault.method == method and fault.part in path:
                     fault.times -= 1
@@ -95,23 +95,25 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        fault = self.server.take(self.command, self.path)
-        kind = fault.kind if fault else ""
-        if fault is not None:
-            fault.met.set()
-        if fault is not None and fault.kind == "held":
+        fault = self.server.take(self.command, self.path, self.headers.get("Range", ""))
+        if fault is None:
+            self._forward(body, "")
+            return
+        fault.met.set()
+        if fault.kind == "held":
             fault.released.wait(WAIT_S)
-        if fault is not None and fault.kind == "status":
+        if fault.kind == "status":
             self._answer(fault.status, [], b"<Error><Code>Injected</Code></Error>")
-        elif kind == "reset":
+        elif fault.kind == "reset":
             self._reset()
         else:
-            self._forward(body, kind)
+            self._forward(body, fault.kind)
 
     def _forward(self, body: bytes, kind: str) -> None:
         upstream = http.client.HTTPConnection(self.server.upstream, timeout=WAIT_S)
         headers = {name: value for name, value in self.headers.items() if name.lower() not in _OWN_HEADERS}
-        upstream.request(self.command, self.path, body=body, headers=headers)
+        with suppress(ConnectionError):  # the server may refuse a request before all of it has come
+            upstream.request(self.command, self.path, body=body, headers=headers)
         answer = upstream.getresponse()
         content = answer.read()
         upstream.close()
@@ -122,7 +124,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(answer.status, kept, content, stop=len(content) // 2)
             if kind == "silent":
                 self.server.ended.wait(WAIT_S)
-            self._reset()
+            self.close_connection = True
         else:
             self._answer(answer.status, kept, content)
 

@@ -51,7 +51,11 @@ class S3Server:
 
     def uploads(self, bucket: str) -> list[str]:
         """Returns the keys of multipart uploads that are neither complete nor aborted."""
-        return [found["Key"] for found in self.client().list_multipart_uploads(Bucket=bucket).get("Uploads", ())]
+        try:
+            found = self.client().list_multipart_uploads(Bucket=bucket)
+        except self.client().exceptions.NoSuchUpload:  # rclone, when there never was one
+            return []
+        return [upload["Key"] for upload in found.get("Uploads", ())]
 
 
 @functools.cache

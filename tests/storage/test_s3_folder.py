@@ -1,0 +1,425 @@
+"""Buckets: servers that fail, refuse or ignore; writers that are killed; secrets that stay secret."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve_app.errors import InputNotFoundError, StorageError
+from serve_app.storage.folders import open_folder
+from serve_app.storage.s3 import Patience, S3Folder
+from tests.storage.conftest import PART_BYTES
+from tests.storage.faulty_proxy import Fault, FaultyProxy, faulty_proxy
+from tests.storage.s3_servers import KEY, SECRET, S3Server, use
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT_S = 60
+BOUND_S = 30.0
+"""No call may fail later here, whatever the server does: some requests of half a second, and what is between them."""
+PATIENCE = Patience(attempts=3, connect_s=1.0, read_s=0.5)
+CONTENT = random.Random(3).randbytes(2 * PART_BYTES + 1234)
+TOKEN = "t0ken+of/nobody=="
+PUT = """
+import sys
+from pathlib import Path
+from serve_app.storage.s3 import S3Folder
+S3Folder(sys.argv[1], "out", part_bytes=int(sys.argv[2])).put(Path(sys.argv[3]), "row1/a.mp4")
+"""
+
+
+@pytest.fixture
+def proxy(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    """A proxy before each of the servers, which the environment names."""
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.01)
+    with faulty_proxy(server.url) as found:
+        use(server, monkeypatch, AWS_ENDPOINT_URL=found.url)
+        yield found
+
+
+@pytest.fixture
+def folder(proxy: FaultyProxy, bucket: str) -> S3Folder:
+    """A folder behind the proxy."""
+    assert os.environ["AWS_ENDPOINT_URL"] == proxy.url
+    return S3Folder(bucket, "out", part_bytes=PART_BYTES, patience=PATIENCE)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "source"
+    path.write_bytes(CONTENT)
+    return path
+
+
+def stored(server: S3Server, bucket: str) -> dict[str, bytes]:
+    """Returns all that is in a bucket, past the proxy."""
+    client = server.client()
+    found = client.list_objects_v2(Bucket=bucket).get("Contents", ())
+    return {one["Key"]: client.get_object(Bucket=bucket, Key=one["Key"])["Body"].read() for one in found}
+
+
+def soon(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def named(fault: Fault) -> str:
+    return f"{fault.kind} {fault.method} {fault.part} {fault.times}"
+
+
+def refusal(call: Callable[[], object]) -> str:
+    """Returns what is said, in bounded time, where a place does not answer or refuses."""
+    began = time.monotonic()
+    with pytest.raises(StorageError) as refused:
+        call()
+    assert time.monotonic() - began < BOUND_S
+    return str(refused.value)
+
+
+PASSING = [
+    Fault("status", "POST", "uploads", status=500),
+    Fault("status", "PUT", "partNumber=2", times=2),
+    Fault("status", "PUT", "partNumber=1", status=429),
+    Fault("reset", "PUT", "partNumber=1"),
+    Fault("lost", "PUT", "partNumber=2"),
+    Fault("silent", "PUT", "partNumber=3"),
+    Fault("reset", "POST", "uploadId"),
+]
+
+
+@pytest.mark.parametrize("fault", PASSING, ids=named)
+def test_a_put_survives_what_passes(
+    server: S3Server, bucket: str, proxy: FaultyProxy, folder: S3Folder, source: Path, fault: Fault
+) -> None:
+    proxy.faults = [replace(fault)]
+    folder.put(source, "a.mp4")
+    assert proxy.faults[0].times == 0
+    assert stored(server, bucket) == {"out/a.mp4": CONTENT}
+    assert server.uploads(bucket) == []
+
+
+@pytest.mark.parametrize("server", ["rclone"], indirect=True)
+def test_a_put_whose_last_answer_is_lost_is_done_again(
+    server: S3Server, bucket: str, proxy: FaultyProxy, folder: S3Folder, source: Path
+) -> None:
+    proxy.faults = [Fault("lost", "POST", "uploadId")]
+    folder.put(source, "a.mp4")
+    assert stored(server, bucket) == {"out/a.mp4": CONTENT}
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (Fault("status", "PUT", "partNumber=2", times=99), "the server answers Injected (503) to UploadPart"),
+        (Fault("status", "POST", "uploads", times=99), "the server answers Injected (503) to CreateMultipartUpload"),
+        (Fault("reset", "PUT", "partNumber=3", times=99), "does not answer (ConnectionClosedError)"),
+    ],
+    ids=lambda value: named(value) if isinstance(value, Fault) else "",
+)
+def test_a_put_that_fails_leaves_the_earlier_file_and_no_parts(
+    server: S3Server,
+    bucket: str,
+    proxy: FaultyProxy,
+    folder: S3Folder,
+    source: Path,
+    fault: Fault,
+    reason: str,
+) -> None:
+    folder.write("a.mp4", b"earlier")
+    proxy.faults = [replace(fault)]
+    assert reason in refusal(lambda: folder.put(source, "a.mp4"))
+    assert stored(server, bucket) == {"out/a.mp4": b"earlier"}
+    assert server.uploads(bucket) == []
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("cut", "GET", times=3),
+        Fault("silent", "GET"),
+        Fault("status", "GET", times=2),
+        Fault("reset", "GET", times=2),
+        Fault("lost", "GET"),
+    ],
+    ids=named,
+)
+def test_what_is_read_is_whole_whatever_passes(
+    server: S3Server, bucket: str, proxy: FaultyProxy, folder: S3Folder, tmp_path: Path, fault: Fault
+) -> None:
+    server.client().put_object(Bucket=bucket, Key="out/a", Body=CONTENT)
+    proxy.faults = [replace(fault)]
+    folder.fetch("a", tmp_path / "target")
+    assert (tmp_path / "target").read_bytes() == CONTENT
+    proxy.faults = [replace(fault)]
+    found = folder.read("a")
+    assert found is not None
+    assert found.content == CONTENT
+    proxy.faults = [replace(fault)]
+    with folder.open("a") as file:
+        assert b"".join(iter(lambda: file.read(3_000_000), b"")) == CONTENT
+
+
+def test_a_fetch_that_breaks_off_goes_on_where_it_was(
+    bucket: str, proxy: FaultyProxy, folder: S3Folder, source: Path, tmp_path: Path
+) -> None:
+    folder.put(source, "a")
+    proxy.requests.clear()
+    proxy.faults = [Fault("cut", "GET", times=2)]
+    folder.fetch("a", tmp_path / "target")
+    assert (tmp_path / "target").read_bytes() == CONTENT
+    first, *others = proxy.requests
+    assert first == f"GET /{bucket}/out/a"
+    begins = [int(request.removeprefix(f"{first} bytes=").removesuffix(f"-{len(CONTENT) - 1}")) for request in others]
+    assert [round(begin / len(CONTENT), 1) for begin in begins] == [0.5, 0.7]
+
+
+@pytest.mark.parametrize("kind", ["cut", "status", "reset"])
+def test_a_fetch_that_fails_leaves_the_earlier_file_alone(
+    proxy: FaultyProxy, folder: S3Folder, tmp_path: Path, kind: Any
+) -> None:
+    folder.write("a", CONTENT[:1000])
+    (tmp_path / "target").write_bytes(b"earlier")
+    proxy.faults = [Fault(kind, "GET", times=99)]
+    assert folder.uri("a") in refusal(lambda: folder.fetch("a", tmp_path / "target"))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"target": b"earlier"}
+
+
+def test_a_file_that_changes_while_it_is_read_is_an_error(folder: S3Folder, source: Path) -> None:
+    folder.put(source, "a")
+    with folder.open("a") as file:
+        assert file.read(10) == CONTENT[:10]
+        folder.write("a", b"x" * len(CONTENT))
+        file.seek(9 << 20)
+        assert '"' + folder.uri("a") + '"' in refusal(file.read)
+
+
+def test_a_fetch_does_not_join_two_files(
+    server: S3Server, bucket: str, proxy: FaultyProxy, folder: S3Folder, source: Path, tmp_path: Path
+) -> None:
+    folder.put(source, "a")
+    proxy.faults = [Fault("cut", "GET"), Fault("held", "GET")]
+    with ThreadPoolExecutor(1) as threads:
+        fetching = threads.submit(folder.fetch, "a", tmp_path / "target")
+        assert proxy.faults[1].met.wait(TIMEOUT_S)
+        server.client().put_object(Bucket=bucket, Key="out/a", Body=b"x" * len(CONTENT))
+        proxy.faults[1].released.set()
+        assert folder.uri("a") in refusal(fetching.result)
+    assert not (tmp_path / "target").exists()
+
+
+def test_clean_removes_the_parts_of_a_killed_writer(
+    server: S3Server, bucket: str, proxy: FaultyProxy, folder: S3Folder, source: Path
+) -> None:
+    proxy.faults = [Fault("held", "PUT", "partNumber=2")]
+    command = [sys.executable, "-c", PUT, bucket, str(PART_BYTES), str(source)]
+    with subprocess.Popen(command, cwd=ROOT) as writer:
+        assert proxy.faults[0].met.wait(TIMEOUT_S)
+        writer.kill()
+    assert server.uploads(bucket) == ["out/row1/a.mp4"]
+    assert stored(server, bucket) == {}
+    assert folder.clean("row2/") == 0
+    assert folder.clean("row1/") == 1
+    assert server.uploads(bucket) == []
+    assert folder.clean() == 0
+
+
+@pytest.mark.parametrize("server", ["rclone"], indirect=True)
+def test_a_writer_whose_parts_are_cleaned_starts_again(
+    server: S3Server, bucket: str, proxy: FaultyProxy, folder: S3Folder, source: Path
+) -> None:
+    held = Fault("held", "PUT", "partNumber=2")
+    proxy.faults = [held]
+    patient = S3Folder(bucket, "out", part_bytes=PART_BYTES)
+    with ThreadPoolExecutor(1) as threads:
+        putting = threads.submit(patient.put, source, "a.mp4")
+        assert held.met.wait(TIMEOUT_S)
+        assert folder.clean() == 1
+        held.released.set()
+        putting.result(TIMEOUT_S)
+    assert stored(server, bucket) == {"out/a.mp4": CONTENT}
+    assert server.uploads(bucket) == []
+
+
+@pytest.mark.parametrize("server", ["moto"], indirect=True)
+@pytest.mark.parametrize(
+    "fault", [Fault("lost", "PUT"), Fault("status", "PUT", status=503), Fault("status", "PUT", status=409)], ids=named
+)
+def test_write_if_knows_its_own_success_whatever_passes(proxy: FaultyProxy, folder: S3Folder, fault: Fault) -> None:
+    proxy.faults = [replace(fault)]
+    assert folder.write_if("a", b"mine", replaces=None)
+    version = folder.stat("a").version
+    proxy.faults = [replace(fault)]
+    assert folder.write_if("a", b"mine again", replaces=version)
+    assert not folder.write_if("a", b"others", replaces=None)
+
+
+def test_write_if_works_on_servers_that_refuse_conditions(proxy: FaultyProxy, folder: S3Folder) -> None:
+    proxy.faults = [Fault("status", "PUT", status=501)]
+    assert folder.write_if("a", b"one", replaces=None)
+    assert not folder.write_if("a", b"two", replaces=None)
+
+
+@pytest.mark.parametrize("server", ["moto"], indirect=True)
+def test_write_if_closes_the_gap_behind_its_question(
+    server: S3Server, bucket: str, proxy: FaultyProxy, folder: S3Folder
+) -> None:
+    proxy.faults = [Fault("held", "PUT")]
+    patient = S3Folder(bucket, "out")
+    with ThreadPoolExecutor(1) as threads:
+        writing = threads.submit(patient.write_if, "a", b"late", replaces=None)
+        assert proxy.faults[0].met.wait(TIMEOUT_S)
+        server.client().put_object(Bucket=bucket, Key="out/a", Body=b"first")
+        proxy.faults[0].released.set()
+        assert not writing.result(TIMEOUT_S)
+    assert stored(server, bucket) == {"out/a": b"first"}
+    assert folder.read("a") is not None
+
+
+def test_long_lists_come_page_by_page(proxy: FaultyProxy, folder: S3Folder) -> None:
+    client = folder._client
+
+    def few(params: dict[str, Any], **_: object) -> None:
+        params["MaxKeys"] = 2
+
+    written = [f"a{number}" for number in range(5)]
+    for name in written:
+        folder.write(name, name.encode())
+    proxy.requests.clear()
+    client.meta.events.register("provide-client-params.s3.ListObjectsV2", few)
+    try:
+        assert [found.name for found in folder.list()] == written
+    finally:
+        client.meta.events.unregister("provide-client-params.s3.ListObjectsV2", few)
+    assert len(proxy.requests) == 3
+
+
+@pytest.mark.parametrize("server", ["moto"], indirect=True)
+def test_what_no_name_can_say_is_not_listed(server: S3Server, bucket: str, folder: S3Folder) -> None:
+    for key in ("out/", "out/a/", "out//b", "out/../c", "outside", "out/d"):
+        server.client().put_object(Bucket=bucket, Key=key, Body=b"")
+    assert [found.name for found in folder.list()] == ["d"]
+
+
+def test_a_missing_bucket_is_told_from_a_missing_file(server: S3Server, tmp_path: Path) -> None:
+    folder = open_folder(f"s3://missing-behind-{len(server.url)}/out")
+    reads: list[Callable[[], object]] = [
+        lambda: folder.read("a"),
+        lambda: folder.fetch("a", tmp_path / "target"),
+        lambda: list(folder.list()),
+    ]
+    for read in reads:
+        with pytest.raises(InputNotFoundError, match="there is no bucket for"):
+            read()
+    with pytest.raises(InputNotFoundError):
+        folder.open("a")
+    told = refusal(lambda: folder.write("a", b"x"))
+    assert told == f'there is no bucket for "{folder.uri("a")}"; make the bucket, or correct its name'
+
+
+@pytest.mark.parametrize("server", ["rclone"], indirect=True)
+@pytest.mark.parametrize(
+    ("variables", "code"),
+    [
+        ({"AWS_SECRET_ACCESS_KEY": "wr0ng/secret"}, "SignatureDoesNotMatch (403)"),
+        ({"AWS_ACCESS_KEY_ID": "AKWRONGKEY"}, "InvalidAccessKeyId (403)"),
+    ],
+)
+def test_wrong_credentials_are_refused_and_not_told(
+    server: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], code: str
+) -> None:
+    use(server, monkeypatch, **variables)
+    folder = S3Folder(bucket, patience=PATIENCE)
+    told = refusal(lambda: folder.write("a", b"x"))
+    assert told.startswith(f'"s3://{bucket}/a": the server answers {code} to PutObject; check what boto3 reads: ')
+    assert "AWS_SECRET_ACCESS_KEY" in told
+    assert not [secret for secret in variables.values() if secret in told]
+    assert "s3:GetObject and s3:ListBucket" in refusal(lambda: folder.stat("a"))  # HEAD tells 403, and no code
+
+
+def test_no_credentials_are_told(server: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(server, monkeypatch)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    told = refusal(lambda: S3Folder(bucket).read("a"))
+    assert told.startswith(f'"s3://{bucket}/a": there are no credentials (NoCredentialsError); check what boto3 reads')
+
+
+def test_an_endpoint_that_does_not_answer_is_told_without_its_password(
+    moto: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with faulty_proxy(moto.url) as gone:
+        port = gone.server_port
+    use(moto, monkeypatch, AWS_ENDPOINT_URL=f"http://user:pa55word@127.0.0.1:{port}")
+    told = refusal(lambda: S3Folder("bucket", patience=replace(PATIENCE, attempts=1)).read("a"))
+    assert told == (
+        f'"s3://bucket/a": http://127.0.0.1:{port} does not answer (EndpointConnectionError); '
+        "check AWS_ENDPOINT_URL and the network"
+    )
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"AWS_ENDPOINT_URL": "localhost:9000"}, "the AWS settings are of no use (ValueError)"),
+        ({"AWS_PROFILE": "nobody"}, "the AWS settings are of no use: The config profile (nobody) could not be found"),
+    ],
+)
+def test_settings_that_are_of_no_use_are_told(
+    moto: S3Server, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], words: str
+) -> None:
+    use(moto, monkeypatch, **variables)
+    assert words in refusal(lambda: open_folder("s3://bucket"))
+
+
+def test_a_profile_names_endpoint_and_credentials(
+    rclone: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rclone.client().create_bucket(Bucket="by-profile")
+    config = tmp_path / "config"
+    config.write_text(
+        f"[profile lab]\nendpoint_url = {rclone.url.replace('127.0.0.1', 'localhost')}\nregion = us-east-1\n"
+        f"aws_access_key_id = {KEY}\naws_secret_access_key = {SECRET}\n"
+    )
+    use(rclone, monkeypatch, AWS_CONFIG_FILE=str(config), AWS_PROFILE="lab")
+    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    folder = open_folder("s3://by-profile/a")
+    folder.write("b", b"x")
+    assert [found.name for found in folder.list()] == ["b"]
+
+
+def test_nothing_secret_is_logged_or_shown(
+    server: S3Server,
+    bucket: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    source: Path,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, logger="botocore")
+    use(server, monkeypatch, AWS_SESSION_TOKEN=TOKEN)
+    folder = S3Folder(bucket, "out", part_bytes=PART_BYTES, patience=PATIENCE)
+    logging.getLogger("test").debug("a word of the test itself")
+    folder.put(source, "a")
+    folder.read("missing")
+    with folder.open("a") as file:
+        file.read(10)
+    use(server, monkeypatch, AWS_SESSION_TOKEN=TOKEN, AWS_ENDPOINT_URL="http://127.0.0.1:1")
+    with pytest.raises(StorageError) as refused:
+        S3Folder(bucket, patience=PATIENCE).read("a")
+    logging.getLogger("test").error("failed", exc_info=refused.value)
+    told = f"{caplog.text} {folder!r} {folder.__dict__} {refused.value!r}"
+    assert "a word of the test itself" in told
+    assert not [secret for secret in (KEY, SECRET, TOKEN, "Signature=", "Credential=") if secret in told]
