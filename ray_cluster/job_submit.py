@@ -65,14 +65,22 @@ class JobCluster:
 
         So of two that submit the same id at the same time both get the job of the first.
         """
+        job = Job(spec.submission_id, self.client)
         try:
             self.client.submit(spec)
-        except JobError:
-            with suppress(JobError):
-                if job := self.find(spec.submission_id):
-                    return job
+        except JobError as error:
+            if self._has(job):
+                return job
+            if isinstance(error, HeadUnreachableError):
+                raise _unknown(job, error) from error
             raise
-        return Job(spec.submission_id, self.client)
+        return job
+
+    def _has(self, job: Job) -> bool:
+        with suppress(JobError):
+            job.state()
+            return True
+        return False
 
 
 @dataclass(frozen=True)
@@ -184,6 +192,14 @@ class Job:
     def _goes_on(self) -> str:
         address = self.client.get_address()
         return f"the job goes on if its cluster does: ray job logs --follow {self.submission_id} --address {address}"
+
+
+def _unknown(job: Job, error: HeadUnreachableError) -> HeadUnreachableError:
+    address = job.client.get_address()
+    return HeadUnreachableError(
+        f"{error.message}; whether job {job.submission_id} is there is not known",
+        remedy=f"look: ray job status {job.submission_id} --address {address}; the same id again makes no second one",
+    )
 
 
 class _Patience:

@@ -179,6 +179,18 @@ def test_the_second_of_an_id_gets_the_job_of_the_first(jobs: JobCluster) -> None
     assert found.state().is_ended
 
 
+def test_an_answer_that_is_lost_makes_no_second_job(jobs: JobCluster, gateway: Gateway) -> None:
+    through = connect(gateway.address, headers=HEADERS, timeouts=LIMITS)
+    once, never = spec("print('once')"), spec("print('never told of')")
+    gateway.max_bytes, gateway.growth = 1, 1_000_000
+    assert printed(through.submit(once)) == "once\n"
+    assert gateway.num_cut == 1
+    gateway.max_bytes, gateway.growth = 1, 1
+    with pytest.raises(HeadUnreachableError, match=f"whether job {never.submission_id} is there is not known"):
+        through.submit(never)
+    assert jobs.find(never.submission_id) is not None
+
+
 def test_an_id_that_nobody_used_is_not_found(jobs: JobCluster) -> None:
     assert jobs.find("nobody") is None
     with pytest.raises(JobUnknownError, match="nobody"):
