@@ -53,6 +53,7 @@ class Job:
     """One driver process, and what it told."""
 
     process: subprocess.Popen[str]
+    log: Path
     told: list[dict[str, Any]] = field(default_factory=list)
 
     def until(self, is_so: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
@@ -63,7 +64,8 @@ class Job:
                 self.told.append(json.loads(line))
                 if is_so(self.told[-1]):
                     return self.told[-1]
-        raise AssertionError(f"the driver ended with {self.process.wait()} after {self.told[-1:]}")
+        said = self.log.read_text()[-4000:]
+        raise AssertionError(f"the driver ended with {self.process.wait()} after {self.told[-1:]}: {said}")
 
     def has_done(self, count: int) -> dict[str, Any]:
         return self.until(lambda told: "progress" in told and told["progress"]["rows"]["done"] >= count)
@@ -75,15 +77,16 @@ class Job:
 
 
 @contextmanager
-def job(folder: Path, cluster: LocalCluster, manifest: Path, *, out: str, **given: Any) -> Iterator[Job]:
-    """Starts a driver; whatever happens, it is gone afterwards."""
+def job(folder: Path, cluster: LocalCluster | None, manifest: Path | str, *, out: str, **given: Any) -> Iterator[Job]:
+    """Starts a driver, without a cluster in a Ray of its own; whatever happens, it is gone afterwards."""
     limits, pool, gang = (given.pop(name, {}) for name in ("limits", "pool_changes", "gang"))
     program, env = given.pop("program", PROGRAM), given.pop("env", {})
-    settings = {**SETTINGS, "manifest": str(manifest), "out": out, "address": cluster.address, **given}
+    address, joins = (cluster.address, cluster.environment) if cluster else (None, {})
+    settings = {**SETTINGS, "manifest": str(manifest), "out": out, "address": address, **given}
     config = folder / f"job_{time.monotonic_ns()}.json"
     changes = {"limits": {**LIMITS, **limits}, "pool": {**POOL, **pool}, "gang": gang}
     config.write_text(json.dumps({"settings": settings, "program": program, "changes": changes}))
-    environ = {**os.environ, **cluster.environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **env}
+    environ = {**os.environ, **joins, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **env}
     log = (folder / "driver.log").open("a")
     with subprocess.Popen(
         [sys.executable, "-m", "tests.bulk_jobs.driver", str(config)],
@@ -95,7 +98,7 @@ def job(folder: Path, cluster: LocalCluster, manifest: Path, *, out: str, **give
         start_new_session=True,
     ) as process:
         try:
-            yield Job(process)
+            yield Job(process, folder / "driver.log")
         finally:
             process.kill()
             log.close()
