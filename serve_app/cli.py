@@ -19,6 +19,7 @@ from serve_app.commands.doctor import add_doctor
 from serve_app.commands.plan import add_plan
 from serve_app.commands.render import add_render
 from serve_app.commands.serve import add_serve
+from serve_app.commands.submit import add_submit
 from serve_app.errors import AvatarError, GangFailedError, did_you_mean
 
 STOP_SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
@@ -59,6 +60,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_serve(commands.add_parser("serve", help="serve videos over HTTP on this machine", allow_abbrev=False))
     add_bulk(commands.add_parser("bulk", help="render a whole manifest", allow_abbrev=False))
+    submit = commands.add_parser(
+        "submit", help="render a manifest as a Ray job", allow_abbrev=False, conflict_handler="resolve"
+    )
+    add_submit(submit)
     add_demo(commands.add_parser("demo", help="send the built-in sample through the service", allow_abbrev=False))
     add_calibrate(commands.add_parser("calibrate", help="measure this GPU for plan", allow_abbrev=False))
     add_convert(commands.add_parser("convert", help="merge and cast a checkpoint folder", allow_abbrev=False))

@@ -22,7 +22,7 @@ from ray_cluster.local import MIB, LocalCluster, local_cluster
 from tests.bulk_jobs.manifests import write_inputs
 
 ROOT = Path(__file__).parents[2]
-PROGRAM = "tests.bulk_jobs.cost_program:CostProgram"
+PROGRAM = "load_tests.cost_program:CostProgram"
 END_S = 240.0
 OF_RAY_DATA = ("_StatsActor", "ActorLocationTracker", "_AutoscalingCoordinatorActor")
 """What Ray Data keeps once per cluster, for whoever uses it; it takes no resources and stays with the cluster."""
