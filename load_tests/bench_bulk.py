@@ -3,8 +3,8 @@
     python -m load_tests.bench_bulk [--rows 60] [--groups 4] [--real-rows 5]
 
 First a manifest for a program that takes the time that the cost table says, on several groups without a GPU: what is
-measured is the job's own. Then a few videos of the built-in tiny model, by one bulk job with one group, and by a process
-for each video, which loads the model each time, as scripts around the model do: the same rows, in turns, in one run.
+measured is the job's own. Then a few videos of the built-in tiny model, by one bulk job with one group, and by a
+process for each video, which loads the model each time, as scripts around the model do: the same rows, in one run.
 """
 
 from __future__ import annotations
@@ -24,8 +24,11 @@ from typing import Any
 from load_tests.bodies import portrait, prompt, voice
 from serve_app.bulk.command import run_bulk
 from serve_app.bulk.plan import makespan
+from serve_app.bulk.row import Document
 from serve_app.commands.bulk import add_run_flags, settings_of
+from serve_app.rendering.frames import PROGRAM as PROGRAM_OF_RANKS
 
+NO_CHANGES: Document = {}
 PROGRAM = "load_tests.cost_program:CostProgram"
 LIGHT = {"pool": {"cpus_per_rank": 0.1, "leader_cpus": 0.1}}
 """Groups that only wait need no core each."""
@@ -37,8 +40,8 @@ SECONDS = (1.0, 8.0)
 class Quiet:
     """A listener that says nothing."""
 
-    def planned(self, plan: Any) -> None: ...
-    def progress(self, state: Any) -> None: ...
+    def planned(self, plan: Document) -> None: ...
+    def progress(self, state: Document) -> None: ...
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,19 +98,23 @@ def scripts_part(folder: Path, options: argparse.Namespace) -> bool:
     return code == 0 and not num_different
 
 
-def bulk(manifest: Path, out: Path, *flags: str, **more: Any) -> tuple[int, Any]:
+def bulk(
+    manifest: Path, out: Path, *flags: str, program: str = PROGRAM_OF_RANKS, changes: Document = NO_CHANGES
+) -> tuple[int, Document]:
     """Runs a job as `live-avatar bulk run` does, in this process."""
     parser = argparse.ArgumentParser()
     add_run_flags(parser)
     options = parser.parse_args([str(manifest), f"--out={out}", "--gpus=none", *flags])
-    code, summary = run_bulk(settings_of(options), listener=Quiet(), is_stopped=lambda: False, **more)
+    code, summary = run_bulk(
+        settings_of(options), listener=Quiet(), is_stopped=lambda: False, program=program, changes=changes
+    )
     return int(code), summary
 
 
 def render(row: dict[str, Any], out: Path) -> None:
     """Makes one video as scripts do: a process that loads the model, and ends."""
     flags = [f"--{name}={row[name]}" for name in ("image", "audio", "prompt", "size", "seed")]
-    command = [sys.executable, "-m", "serve_app.cli", "render", "--layout=single", *flags, f"--out={out}"]
+    command = [sys.executable, "-m", "serve_app.cli", "render", *flags, f"--out={out}"]
     subprocess.run(command, check=True, capture_output=True, timeout=600)  # noqa: S603
 
 

@@ -11,7 +11,6 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -33,7 +32,7 @@ CPU = GpuKind("cpu", 2**30, 0.1, 1e9)
 class CostProgram:
     """One rank. Its options are those of the real program."""
 
-    def __init__(self, **_: Any) -> None:
+    def __init__(self, **_: object) -> None:
         self._calibration = load_calibration()
 
     def open_rendezvous(self, host: str) -> str:
