@@ -43,8 +43,8 @@ _AHEAD = 4
 class Checker:
     """`defaults` are settings for rows that say nothing of them; the others among them win over their `preset`.
 
-    A row's own settings, its own preset among them, win over all of these. `name` is the checked template of names in
-    the archive, None without one.
+    A row's own settings, its own preset among them, win over all of these. Raises InvalidRequestError for what would
+    spoil every row. `name` is the checked template of names in the archive, None without one.
     """
 
     config: AppConfig
@@ -52,6 +52,9 @@ class Checker:
     inputs: InputReader
     defaults: Document
     name: str | None = None
+
+    def __post_init__(self) -> None:
+        complete({**self.defaults, "image": "any", "audio": "any", "prompt": "any"}, defaults={})
 
     def check(self, entry: Entry) -> PlannedRow | BadRow:
         """Returns the row as it will be rendered, or why it will not be."""
