@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 # One stamp per interpreter: another PYTHON makes a new .venv.
 STAMP := $(VENV)/.installed-$(notdir $(PYTHON))
-ONE_BY_ONE := tests/ray_cluster tests/deployments tests/end_to_end tests/service tests/load_tests
+ONE_BY_ONE := tests/ray_cluster tests/deployments tests/end_to_end tests/service tests/load_tests tests/bulk_jobs
 
 help: ## List the commands
 	@sed -En 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 24
@@ -67,6 +67,7 @@ bench: install ## Time each part of a video, and its encoding, on this machine
 	$(BIN)/python -m load_tests.bench_gang
 	$(BIN)/python load_tests/bench_admission.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m load_tests.bench_service
+	OMP_NUM_THREADS=1 $(BIN)/python -m load_tests.bench_bulk
 	OMP_NUM_THREADS=1 $(BIN)/python -m load_tests.bench_budgets --workers $(WORKERS)
 
 lock: install ## Pin in constraints.txt what .venv holds now

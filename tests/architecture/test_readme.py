@@ -43,6 +43,9 @@ def test_every_command_of_the_readme_exists(words: list[str]) -> None:
             build_parser().parse_args(arguments)
         case [".venv/bin/serve", "deploy", path]:  # run by tests/service/test_deploy.py
             assert (ROOT / path).is_file()
+        case ["ray", "job", *arguments]:  # run by tests/bulk_jobs/test_submit.py
+            if "--" in arguments:
+                build_parser().parse_args(arguments[arguments.index("--") + 2 :])
         case ["curl", *_]:  # run by tests/service/test_service.py
             pass
         case _:
