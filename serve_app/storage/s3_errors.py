@@ -46,6 +46,7 @@ _PERMISSION = {
     "GetObject": "s3:GetObject and s3:ListBucket",  # without the second a missing file is a refusal too
     "HeadObject": "s3:GetObject and s3:ListBucket",
 }
+_PRECONDITION_FAILED = 412
 _PLAIN = re.compile(r"[A-Za-z0-9.]{1,64}")
 _GIVE_CREDENTIALS = (
     "check what boto3 reads: AWS_PROFILE, or AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN"
@@ -85,6 +86,11 @@ def is_missing(error: ClientError) -> bool:
     return code_of(error) in _MISSING
 
 
+def replaced(uri: str) -> StorageError:
+    """Returns what is said when an object is no longer the one whose beginning was read."""
+    return StorageError(f'"{uri}" was replaced while it was read', remedy="read it again, once nobody writes it")
+
+
 def no_settings(error: BotoCoreError | ValueError) -> AvatarError:
     """Returns what is said when no client can be made of the AWS settings."""
     reason = f": {error}" if isinstance(error, boto.ProfileNotFound) else f" ({type(error).__name__})"
@@ -108,6 +114,8 @@ def _refusal(error: ClientError, *, uri: str, reads: bool) -> AvatarError:
         return InputNotFoundError(
             f'there is no "{uri}"', remedy="put it there, or correct its name where it is asked for"
         )
+    if status == _PRECONDITION_FAILED and reads:
+        return replaced(uri)
     return StorageError(
         f'"{uri}": the server answers {code} ({status}) to {error.operation_name}',
         remedy=_remedy(code, status, operation=error.operation_name),

@@ -16,7 +16,7 @@ from urllib3.exceptions import HTTPError
 
 from serve_app.errors import StorageError
 from serve_app.storage.base import Listed
-from serve_app.storage.s3_errors import told
+from serve_app.storage.s3_errors import replaced, told
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 READ_AHEAD_BYTES = 4 << 20
 _PIECE_BYTES = 256 << 10
 _PAUSE_S = 0.1
-_RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
+_RANGE = re.compile(r"bytes (\d+)-(\d+)/(?:\d+|\*)")
 
 
 class _BrokenOffError(Exception):
@@ -87,8 +87,6 @@ class Download:
         """Yields what one answer brings."""
         answer = self._source.ask(start=self._position, stop=self._stop, version=self.version)
         self._check(answer)
-        if self._stop is None:
-            self._stop = self._position + int(answer["ContentLength"])
         with closing(answer["Body"]) as body:
             while piece := _piece(body):
                 self._position += len(piece)
@@ -100,14 +98,16 @@ class Download:
         """Compares what came with what was asked for: servers may ignore conditions and ranges."""
         version = version_of(answer)
         if self.version and version != self.version:
-            raise self._failed("it was replaced while it was read")
+            raise replaced(self._source.uri)
         self.version = version
-        found = _RANGE.fullmatch(answer.get("ContentRange", ""))
-        if self._position and (found is None or int(found[1]) != self._position):
+        start, stop = _span_of(answer)
+        if self._stop is None:
+            self._stop = stop
+        if start != self._position or stop > self._stop:
             raise self._failed("the server does not know ranges")
 
     def _failed(self, reason: str) -> StorageError:
-        return StorageError(f'"{self._source.uri}": {reason}', remedy="read it again; check AWS_ENDPOINT_URL")
+        return StorageError(f'"{self._source.uri}": {reason}', remedy="check AWS_ENDPOINT_URL and the network")
 
 
 class ObjectFile(io.RawIOBase):
@@ -156,6 +156,12 @@ class ObjectFile(io.RawIOBase):
 def version_of(answer: dict[str, Any]) -> str:
     """Returns the ETag without its quotes, which some servers leave out here and there."""
     return str(answer["ETag"]).strip('"')
+
+
+def _span_of(answer: dict[str, Any]) -> tuple[int, int]:
+    """Returns where the bytes of an answer begin and end in the object."""
+    found = _RANGE.fullmatch(answer.get("ContentRange", ""))
+    return (int(found[1]), int(found[2]) + 1) if found else (0, int(answer["ContentLength"]))
 
 
 def _piece(body: Any) -> bytes:  # noqa: ANN401  (botocore has no types)

@@ -11,6 +11,7 @@ import pytest
 from serve_app.storage.base import Folder
 from serve_app.storage.local_folder import LocalFolder
 from serve_app.storage.s3 import S3Folder
+from tests.storage.faulty_proxy import FaultyProxy, faulty_proxy
 from tests.storage.s3_servers import S3Server, moto_server, rclone_server, use
 
 PART_BYTES = 5 << 20
@@ -29,11 +30,33 @@ def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def moto_proxy(moto: S3Server) -> Iterator[FaultyProxy]:
+    with faulty_proxy(moto.url) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def rclone_proxy(rclone: S3Server) -> Iterator[FaultyProxy]:
+    with faulty_proxy(rclone.url) as found:
+        yield found
+
+
 @pytest.fixture(params=["moto", "rclone"])
 def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> S3Server:
     """Each of the servers, which the environment names."""
     found: S3Server = request.getfixturevalue(request.param)
     use(found, monkeypatch)
+    return found
+
+
+@pytest.fixture
+def proxy(server: S3Server, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> FaultyProxy:
+    """A proxy before each of the servers, which the environment names; nobody waits long before asking again."""
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.01)
+    found: FaultyProxy = request.getfixturevalue("moto_proxy" if server.keeps_conditions else "rclone_proxy")
+    found.renew()
+    use(server, monkeypatch, AWS_ENDPOINT_URL=found.url)
     return found
 
 

@@ -24,10 +24,11 @@ class Fault:
 
     status: the server answers `status`; reset: the connection ends before the server hears of the request; lost: the
     server does what it is asked, and the connection ends; cut: it is closed in the middle of the answer's body; silent:
-    nothing comes behind the middle of the body; held: the request waits until `released`.
+    nothing comes behind the middle of the body; held: the request waits until `released`;
+    whole: no range is asked for.
     """
 
-    kind: Literal["status", "reset", "lost", "cut", "silent", "held"]
+    kind: Literal["status", "reset", "lost", "cut", "silent", "held", "whole"]
     method: str
     part: str = ""
     times: int = 1
@@ -46,14 +47,20 @@ class FaultyProxy(ThreadingHTTPServer):
     def __init__(self, upstream: str) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.upstream = urlsplit(upstream).netloc
-        self.faults: list[Fault] = []
-        self.requests: list[str] = []
-        self.ended = threading.Event()
         self._lock = threading.Lock()
+        self.ended = threading.Event()
+        self.renew()
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
+
+    def renew(self) -> None:
+        """Forgets what was, for another test; whoever is silent for the last one ends."""
+        self.ended.set()
+        self.ended = threading.Event()
+        self.faults: list[Fault] = []
+        self.requests: list[str] = []
 
     def take(self, method: str, path: str, span: str) -> Fault | None:
         with self._lock:
@@ -77,7 +84,7 @@ def faulty_proxy(upstream: str) -> Iterator[FaultyProxy]:
         try:
             yield proxy
         finally:
-            proxy.ended.set()
+            proxy.renew()
             proxy.shutdown()
             thread.join()
 
@@ -112,6 +119,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _forward(self, body: bytes, kind: str) -> None:
         upstream = http.client.HTTPConnection(self.server.upstream, timeout=WAIT_S)
         headers = {name: value for name, value in self.headers.items() if name.lower() not in _OWN_HEADERS}
+        if kind == "whole":
+            del headers["Range"]
         with suppress(ConnectionError):  # the server may refuse a request before all of it has come
             upstream.request(self.command, self.path, body=body, headers=headers)
         answer = upstream.getresponse()
