@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help install system-packages demo check test chaos bench lock clean
+.PHONY: help install system-packages demo check test chaos large bench lock clean
 
 PYTHON ?= python3
 WORKERS ?= 2
@@ -60,6 +60,9 @@ test: install check ## Run all that CI runs: check, then the tests, those with m
 
 chaos: install ## Kill, freeze and starve every rank of gangs in every way, redeploy a fleet at work; some minutes
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -m chaos
+
+large: install ## Plan a million rows, measure memory over hundreds; some minutes
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -m large
 
 bench: install ## Time each part of a video, and its encoding, on this machine
 	@$(BIN)/python -m serve_app.engine.bench --size 128*128 256*256

@@ -22,6 +22,7 @@ CONTROL_PLANE = [
     "demo",
     "local_service",
     "app",
+    "bulk",
     "deployments",
     "doctor",
     "plan_report",

@@ -73,6 +73,7 @@ class Job:
     def end(self) -> tuple[int, dict[str, Any]]:
         """Waits for the end; returns exit code and summary."""
         summary = self.until(lambda told: "summary" in told)["summary"]
+        self.until(lambda told: "peak_bytes" in told)
         return self.process.wait(END_S), summary
 
 

@@ -6,6 +6,7 @@ The same path as `live-avatar bulk run`, but for the program of the ranks and li
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import sys
 import threading
@@ -42,6 +43,7 @@ def main(path: Path) -> int:
         changes=told["changes"],
     )
     say({"summary": summary})
+    say({"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024})
     return int(code)
 
 
