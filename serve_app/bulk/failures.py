@@ -72,9 +72,9 @@ def story_of(error: Exception) -> str:
 def _classified(error: Exception, stage: str) -> tuple[Code, str]:
     if stage == _OUTPUT and isinstance(error, AvatarError | OSError):
         return Code.UPLOAD_FAILED, _OUTPUT
-    for kind, code, stage in _BY_TYPE:
+    for kind, code, its_stage in _BY_TYPE:
         if isinstance(error, kind):
-            return code, stage
+            return code, its_stage
     rank = _failed_rank(error)
     if rank is None:
         return (Code.NODE_LOST, "render") if not is_begun(error) else (Code.INTERNAL, stage)

@@ -249,9 +249,14 @@ def test_a_bucket_that_is_away_at_the_end_hides_no_other_error(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     bucket = Bucket(tmp_path)
-    with pytest.raises(StorageError, match="list"), Owner().holds(bucket, limits=BulkLimits(stale_after_s=0.1)):
-        bucket.broken = frozenset(["read", "list"])
-        bucket.list()
+
+    def work() -> None:
+        with Owner().holds(bucket, limits=BulkLimits(stale_after_s=0.1)):
+            bucket.broken = frozenset(["read", "list"])
+            bucket.list()
+
+    with pytest.raises(StorageError, match="list"):
+        work()
     assert [record.message for record in caplog.records] == ["end of the run not told"]
 
 
