@@ -32,8 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         stop.listen()
         _print_any_name()
-        options = _parse(sys.argv[1:] if arguments is None else arguments)
+        words = sys.argv[1:] if arguments is None else arguments
+        options = _parse(words)
+        options.words = words[1:]
         options.is_stopped = stop.is_received
+        options.stop_exit_code = lambda: stop.exit_code
         options.stopping_later = stop.later
         return int(options.run(options))
     except AvatarError as error:

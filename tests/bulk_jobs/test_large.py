@@ -46,6 +46,11 @@ def peaks(cluster: LocalCluster, folder: Path, count: int) -> tuple[float, float
     return float(peak), max(stored)
 
 
+def say(line: str) -> None:
+    """Tells a figure; `pytest -s` and failures show it."""
+    sys.stdout.write(f"{line}\n")
+
+
 def plasma_bytes(cluster: LocalCluster) -> float:
     """Returns what the object store holds now."""
     told = memory_summary(cluster.address, stats_only=True)
@@ -57,9 +62,8 @@ def plasma_bytes(cluster: LocalCluster) -> float:
 def test_memory_is_as_flat_over_five_hundred_rows_as_over_fifty(bulk_ray: LocalCluster, folder: Path) -> None:
     few_driver, few_store = peaks(bulk_ray, folder / "few", 50)
     many_driver, many_store = peaks(bulk_ray, folder / "many", 500)
-    print(
-        f"driver {few_driver / MIB:.0f} and {many_driver / MIB:.0f} MiB, store {few_store / MIB:.0f}, {many_store / MIB:.0f}"
-    )
+    figures = (few_driver, many_driver, few_store, many_store)
+    say("driver {:.0f} and {:.0f} MiB, object store {:.0f} and {:.0f} MiB".format(*(one / MIB for one in figures)))
     assert many_driver < few_driver + 40 * MIB
     assert many_store <= few_store + 2 * MIB
 
@@ -76,6 +80,6 @@ def test_a_million_rows_are_validated_and_planned_in_little_memory(folder: Path)
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=2900, check=True)
     plan, _, measured = ended.stdout.strip().rpartition("\n")
     told = json.loads(measured)
-    print(f"{MILLION} rows: {told['peak_bytes'] / MIB:.0f} MiB")
+    say(f"{MILLION} rows: {told['peak_bytes'] / MIB:.0f} MiB")
     assert (json.loads(plan)["good"], told["code"]) == (MILLION, 0)
     assert told["peak_bytes"] < MOST_BYTES

@@ -27,7 +27,7 @@ def run(*command: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=END_S, check=False)
 
 
-def test_a_job_that_was_stopped_is_continued_by_another(folder: Path, tmp_path_factory: object) -> None:
+def test_a_job_that_was_stopped_is_continued_by_another(folder: Path) -> None:
     rows = [good_row(number, audio=f"voice_{number + 2}.wav") for number in range(COUNT)]
     manifest, out = write_manifest(folder / "manifest.jsonl", rows), folder / "out"
     work = [str(manifest), f"--out={out}", "--gpus=none", "--leader-cpus=0.1", "--cpus-per-rank=0.1"]
