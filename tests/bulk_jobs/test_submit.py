@@ -7,6 +7,7 @@ import os
 import secrets
 import subprocess
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from tests.bulk_jobs.conftest import eventually, lines_of
 from tests.bulk_jobs.manifests import good_row, write_manifest
@@ -32,9 +33,7 @@ def test_a_job_that_was_stopped_is_continued_by_another(folder: Path) -> None:
     manifest, out = write_manifest(folder / "manifest.jsonl", rows), folder / "out"
     work = [str(manifest), f"--out={out}", "--gpus=none", "--leader-cpus=0.1", "--cpus-per-rank=0.1"]
     env = environment(folder / "cache")
-    short = Path(f"/tmp/h{secrets.token_hex(3)}")  # Ray's sockets want a short path
-    short.mkdir()
-    with ray_head(short, env, num_cpus=2) as head:
+    with TemporaryDirectory(prefix="h-", dir="/tmp") as short, ray_head(Path(short), env, num_cpus=2) as head:
         by_hand = ["ray", "job", "submit", f"--address={head.address}", "--submission-id=videos-1", "--no-wait", "--"]
         submitted = run(*by_hand, "live-avatar", "bulk", "run", *work, "--address=auto", env=env)
         assert submitted.returncode == 0, submitted.stderr
