@@ -28,6 +28,8 @@ def pool(job: Manifest) -> PoolConfig:
         checkpoint=said.get("--checkpoint", "tiny"),
         layout=said.get("--layout", "single"),
         gpu=said.get("--gpus"),
+        leader_cpus=float(said.get("--leader-cpus", "1")),
+        cpus_per_rank=float(said.get("--cpus-per-rank", "1")),
         min_groups=num_groups,
         max_groups=num_groups,
     )
