@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from serve_app.api.bodies import Body, read_body
-from serve_app.api.context import Api
+from serve_app.api.context import Api, AsStream
 from serve_app.api.inputs import inspect_any
 from serve_app.api.ranges import file_answer
 from serve_app.errors import InvalidRequestError, UploadNotFoundError, did_you_mean, shown
@@ -141,6 +141,7 @@ async def delete_file(file_id: str, api: Api) -> Deleted:
     "/v1/files/{file_id}/content",
     summary="The bytes of an upload",
     response_class=Response,
+    dependencies=[AsStream],
     responses={200: {"content": {"application/octet-stream": {}}}, 206: {"description": "A range"}},
 )
 async def get_file_content(file_id: str, request: Request, api: Api) -> Response:

@@ -14,7 +14,7 @@ from serve_app.api import flow, flow_proxy
 from serve_app.api.flow import WINDOW_BYTES
 from serve_app.api.flow_proxy import FLOW, FlowTeller
 from serve_app.api.ranges import CHUNK_BYTES
-from tests.api.conftest import VOICE, Port, Serve, Server, new_client, until
+from tests.api.conftest import VOICE, Port, Serve, Server, new_client, until, voice
 from tests.api.test_uploads import upload
 
 LARGE = b"0123456789abcdef" * (40 * 2**16)
@@ -134,6 +134,17 @@ def test_clients_neither_say_nor_hear_what_proxy_and_api_tell_each_other(served:
         assert (answer.status_code, len(answer.content)) == (200, 1000)
         assert FLOW not in answer.headers
         assert proxy.requests[-1][FLOW] == "1"
+
+
+def test_an_upload_that_is_read_waits_for_its_reader_who_is_counted(served: Server, proxy: GreedyProxy) -> None:
+    long_voice = voice(1000)
+    file_id = upload(served, long_voice, "voice.wav")
+    with new_client(served.url) as client, client.stream("GET", f"/v1/files/{file_id}/content") as answer:
+        until(lambda: proxy.held_bytes >= WINDOW_BYTES - CHUNK_BYTES)
+        assert num_streams(served) == 1
+        assert answer.read() == long_voice
+    until(lambda: num_streams(served) == 0)
+    assert proxy.most_held_bytes <= WINDOW_BYTES + CHUNK_BYTES
 
 
 @pytest.mark.usefixtures("proxy")
