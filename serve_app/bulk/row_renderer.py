@@ -84,14 +84,20 @@ class InTurn:
                 raise RenderCancelledError("the row was stopped before its turn", remedy="start the job again")
         try:
             self._wait_ready(is_cancelled)
-            turn.began_at, turn.stage, self.turn = time.monotonic(), "render", turn
-            turn.note("has the ranks")
+            yield from self._of_ranks(turn, task, is_cancelled)
+        finally:
+            self._ranks.release()
+
+    def _of_ranks(self, turn: Turn, task: RenderTask, is_cancelled: IsCancelled) -> Iterator[FrameBlock]:
+        began_at = time.monotonic()
+        turn.began_at, turn.stage, self.turn = began_at, "render", turn
+        turn.note("has the ranks")
+        try:
             yield from self._source.frames(task, is_cancelled=is_cancelled)
         finally:
-            turn.busy_s = time.monotonic() - (turn.began_at or time.monotonic())
+            turn.busy_s = time.monotonic() - began_at
             turn.began_at, self.turn = None, None
             self.busy_s += turn.busy_s
-            self._ranks.release()
 
 
 @dataclass(frozen=True)
