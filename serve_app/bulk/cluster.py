@@ -36,9 +36,10 @@ def bulk_cluster(address: str | None, config: BulkConfig, *, num_groups: int | N
         yield groups
 
 
-def count_groups(config: BulkConfig, num_groups: int | None) -> int:
-    """Returns how many groups there would be on this machine; raises InvalidRequestError as `bulk_cluster` does."""
-    return _num_groups(config, num_groups, usable_gpus(config.cuda_visible_devices), where="this machine")
+def count_groups(config: BulkConfig) -> int:
+    """Returns how many groups this machine has GPUs for, and 1 where it has none: another one may be planned for."""
+    pool = config.pool
+    return 1 if pool.gpu is None else max(1, usable_gpus(config.cuda_visible_devices) // pool.num_ranks)
 
 
 def _num_groups(config: BulkConfig, wanted: int | None, gpus: int, *, where: str) -> int:

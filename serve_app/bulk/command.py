@@ -64,8 +64,7 @@ def run_bulk(
 def validate_bulk(settings: Document, *, on_bad: Callable[[Document], None]) -> Document:
     """Returns the plan of the job that the settings describe; `on_bad` gets the lines of errors.jsonl."""
     config = _config(settings, {}, gpu=_gpu(settings))
-    is_here = settings["address"] is None and settings["pool"] == "own"
-    num_lanes = count_groups(config, settings["groups"]) if is_here else settings["groups"] or 1
+    num_lanes = settings["groups"] or count_groups(config)
 
     def tell(row: BadRow) -> None:
         on_bad(row.as_json())
