@@ -56,7 +56,7 @@ def test_a_manifest_is_validated_and_planned_without_a_gpu_or_ray(live_avatar: R
     assert (checked.returncode, plan["good"], plan["bad"]) == (3, 1, {"ROW_INVALID": 1, "DUPLICATE_ID": 1})
     assert "did you mean social" in checked.stderr
     big = live_avatar("bulk", "validate", "manifest.jsonl", "--gpus=24", "--checkpoint=ckpt", cwd=tmp_path)
-    assert json.loads(big.stdout)["bad"]["NEVER_FITS"] == 1  # 704*384 on one card of 24 GB
+    assert json.loads(big.stdout)["bad"]["NEVER_FITS"] == 2  # 704*384 on one card of 24 GB
     assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.jsonl", "me.png", "voice.wav"]
 
 
