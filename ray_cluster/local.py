@@ -151,7 +151,7 @@ def _told() -> Iterator[None]:
     """Tells what keeps Ray from starting as an error of ours."""
     try:
         yield
-    except (ValueError, RuntimeError, OSError) as error:
+    except Exception as error:  # Ray raises a bare one, for example when the start takes too long
         raise LocalClusterError(
             f"Ray does not start on this machine: {error}",
             remedy="look at memory, /dev/shm, open files and the environment (CUDA_VISIBLE_DEVICES, RAY_...)",

@@ -14,6 +14,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "model": ("torch", "transformers", "tokenizers", "safetensors"),
         "cluster": ("ray",),
+        "bulk": ("aiohttp", "requests", "pandas", "pyarrow"),
         "service": ("fastapi", "starlette", "python_multipart"),
     }
 )

@@ -1,6 +1,6 @@
 """A prefix in a bucket of S3, or of a server that speaks as S3 does, as a place for files.
 
-Endpoint, region and credentials are what boto3 finds by itself: AWS_ENDPOINT_URL, AWS_REGION, AWS_PROFILE, keys, the
+Endpoint, region and credentials are what boto3 finds by itself: AWS_ENDPOINT_URL, AWS_DEFAULT_REGION, AWS_PROFILE, keys, the
 machine's role. This module and its two helpers (s3_reading, s3_errors) alone import boto3 and what belongs to it.
 """
 
@@ -106,9 +106,7 @@ class S3Folder:
             return self._write_on(condition, name, content)
 
     def put(self, path: Path, name: str) -> None:
-        with disk.told_reading(path), path.open("rb"):
-            pass
-        with self._told(name):
+        with disk.told_reading(path), self._told(name):
             for attempts_left in reversed(range(self._patience.attempts)):
                 try:
                     self._upload(path, name)
@@ -228,7 +226,7 @@ def _no_upload_is_fine() -> Iterator[None]:
             raise
 
 
-@functools.cache
+@functools.lru_cache(maxsize=8)
 def _client(patience: Patience, environment: frozenset[tuple[str, str]]) -> Any:  # noqa: ANN401, ARG001  (untyped)
     """Returns the client that all folders of this process share; a new one when the environment is another."""
     logger = logging.getLogger("botocore")  # below INFO it tells signatures, tokens and whole answers

@@ -46,7 +46,8 @@ _PERMISSION = {
     "GetObject": "s3:GetObject and s3:ListBucket",  # without the second a missing file is a refusal too
     "HeadObject": "s3:GetObject and s3:ListBucket",
 }
-_PRECONDITION_FAILED = 412
+_NO_LONGER_SO = (412, 416)
+"""Statuses of reads that name a version, or a range that was there."""
 _PLAIN = re.compile(r"[A-Za-z0-9.]{1,64}")
 _GIVE_CREDENTIALS = (
     "check what boto3 reads: AWS_PROFILE, or AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN"
@@ -114,7 +115,7 @@ def _refusal(error: ClientError, *, uri: str, reads: bool) -> AvatarError:
         return InputNotFoundError(
             f'there is no "{uri}"', remedy="put it there, or correct its name where it is asked for"
         )
-    if status == _PRECONDITION_FAILED and reads:
+    if status in _NO_LONGER_SO and reads:
         return replaced(uri)
     return StorageError(
         f'"{uri}": the server answers {code} ({status}) to {error.operation_name}',
@@ -126,13 +127,13 @@ def _remedy(code: str, status: int, *, operation: str) -> str:
     if code in _WRONG_CREDENTIALS:
         return f"{_GIVE_CREDENTIALS}; and this machine's clock"
     if code in _WRONG_REGION:
-        return "set AWS_REGION to the bucket's region"
+        return "set AWS_DEFAULT_REGION to the bucket's region"
     if status in (401, 403):
         permission = _PERMISSION.get(operation, "s3:PutObject")
         return f"let the bucket's policy give these credentials {permission}; {_GIVE_CREDENTIALS}"
     if status >= 500 or status == 429:
         return "try again later: it said so each time it was asked"
-    return "check AWS_ENDPOINT_URL and AWS_REGION, and whether the server knows such requests"
+    return "check AWS_ENDPOINT_URL and AWS_DEFAULT_REGION, and whether the server knows such requests"
 
 
 def _failure(error: BotoCoreError, *, uri: str, endpoint: str) -> AvatarError:

@@ -201,6 +201,7 @@ FAULTS: tuple[tuple[Rule, Fault], ...] = (
     (serve_rules.the_api_answers_to_its_names, put(*SERVICE, "metadata", "namespace", value="video")),
     (serve_rules.serve_listens_on_the_pods_port, reword("port: 8000", "port: 8080")),
     (serve_rules.serve_listens_on_the_pods_port, reword("0.0.0.0", "127.0.0.1")),
+    (serve_rules.proxies_tell_what_clients_have_taken, in_control(*RAY, "env", value=[])),
     (serve_rules.ray_is_of_the_version_of_the_image, in_cluster("rayVersion", value="2.59.0")),
     (group_rules.the_head_carries_nothing, in_head("rayStartParams", "num-cpus", value=REMOVED)),
     (

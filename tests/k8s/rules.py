@@ -88,6 +88,7 @@ SERVICE_RULES: tuple[Rule, ...] = (
     serve_rules.the_application_deploys_its_parts,
     serve_rules.the_api_answers_to_its_names,
     serve_rules.serve_listens_on_the_pods_port,
+    serve_rules.proxies_tell_what_clients_have_taken,
     fleet_rules.one_pod_alone_carries_the_control,
     fleet_rules.deployments_find_their_resources,
     fleet_rules.groups_see_their_files,

@@ -13,6 +13,7 @@ from ray.serve import Deployment
 from ray.serve._private.build_app import build_app as list_deployments
 from ray.serve.schema import ServeDeploySchema
 
+from serve_app.api import flow_proxy
 from serve_app.app import build_app
 from serve_app.schemas.service import ServiceConfig
 from tests.k8s.manifests import ROOT, Manifest, ray_clusters, ray_service, service_cluster
@@ -103,6 +104,15 @@ def serve_listens_on_the_pods_port(manifests: list[Manifest]) -> list[str]:
         if port["name"] == "serve"
     }
     return [] if ports == {http["port"]} and http["host"] == "0.0.0.0" else [f"Serve on {http}, pods on {ports}"]
+
+
+def proxies_tell_what_clients_have_taken(manifests: list[Manifest]) -> list[str]:
+    """Every pod may have a proxy of Serve's; one that tells nothing lets a client that does not read cost memory."""
+    return [
+        f"{pods.name} does not set {flow_proxy.SETTING}"
+        for pods in service_cluster(manifests).pods
+        if {"name": flow_proxy.SETTING, "value": flow_proxy.IMPORT_PATH} not in pods.container.get("env", [])
+    ]
 
 
 def ray_is_of_the_version_of_the_image(manifests: list[Manifest]) -> list[str]:

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from tests.end_to_end.conftest import environment
 from tests.service.conftest import PROMPT, READY_S, Server, portrait, voice
 
@@ -27,6 +29,7 @@ def bulk(server: Server, folder: Path, cache: Path) -> subprocess.CompletedProce
 
 def write_manifest(folder: Path, rows: list[dict[str, Any]]) -> None:
     (folder / "me.png").write_bytes(portrait())
+    Image.new("RGB", (1280, 720), "gray").save(folder / "large.png")
     (folder / "voice.wav").write_bytes(voice(1.0))
     common = {"image": "me.png", "audio": "voice.wav", "prompt": PROMPT, "size": "64*64"}
     (folder / "manifest.jsonl").write_text("".join(f"{json.dumps({**common, **row})}\n" for row in rows))
@@ -34,7 +37,7 @@ def write_manifest(folder: Path, rows: list[dict[str, Any]]) -> None:
 
 def test_rows_are_made_by_the_service_and_only_once(server: Server, tmp_path: Path, cache: Path) -> None:
     rows: list[dict[str, Any]] = [{"custom_id": f"row-{seed}", "seed": seed} for seed in range(3)]
-    write_manifest(tmp_path, [*rows, {"custom_id": "large", "size": "1280*720", "image": "me.png"}])
+    write_manifest(tmp_path, [*rows, {"custom_id": "large", "size": "1280*720", "image": "large.png"}])
     before = {video["id"] for video in server.client.get("/v1/videos", params={"limit": 100}).json()["data"]}
     first = bulk(server, tmp_path, cache)
     out = tmp_path / "out"
