@@ -76,7 +76,7 @@ class OutputError(AvatarError):
 
 
 class StorageError(AvatarError):
-    """A place of files does not answer, or refuses; what is there is as it was."""
+    """A place of files, a disk or a bucket, does not answer or refuses."""
 
     code = "storage_unavailable"
 

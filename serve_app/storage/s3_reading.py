@@ -72,7 +72,7 @@ class Download:
 
     def __iter__(self) -> Iterator[bytes]:
         breaks = 0
-        while self._stop is None or self._position < self._stop:
+        while not self._is_whole():
             began = self._position
             try:
                 yield from self._answer()
@@ -91,8 +91,11 @@ class Download:
             while piece := _piece(body):
                 self._position += len(piece)
                 yield piece
-        if self._position < self._stop:
+        if not self._is_whole():
             raise _BrokenOffError
+
+    def _is_whole(self) -> bool:
+        return self._stop is not None and self._position >= self._stop
 
     def _check(self, answer: dict[str, Any]) -> None:
         """Compares what came with what was asked for: servers may ignore conditions and ranges."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -184,12 +186,27 @@ def test_a_copy_costs_no_space(folder: LocalFolder, tmp_path: Path) -> None:
     assert (tmp_path / "folder" / "b").read_bytes() == b"content"
 
 
-def test_versions_differ_even_where_files_are_written_at_once(folder: LocalFolder) -> None:
-    versions = set()
-    for _ in range(60):
-        folder.write("a", b"same")
-        versions.add(folder.stat("a").version)
-    assert len(versions) == 60
+def test_versions_are_as_fine_as_the_clock(folder: LocalFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_ns = iter([1_700_000_000_000_000_001, 1_700_000_000_000_000_002])
+    monkeypatch.setattr("time.time_ns", lambda: next(now_ns))
+    folder.write("a", b"same")
+    first = folder.stat("a").version
+    folder.write("a", b"same")
+    assert first.startswith("1700000000000000001-4-")
+    assert folder.stat("a").version.startswith("1700000000000000002-4-")
+
+
+def test_a_file_that_is_replaced_while_write_if_waits_for_it_is_left_alone(folder: LocalFolder, tmp_path: Path) -> None:
+    folder.write("a", b"one")
+    version = folder.stat("a").version
+    with ThreadPoolExecutor(1) as threads, (tmp_path / "folder" / "a").open("rb") as present:
+        fcntl.flock(present, fcntl.LOCK_EX)
+        writing = threads.submit(folder.write_if, "a", b"late", replaces=version)
+        soon(lambda: [path for path in unfinished_below(tmp_path) if path.stat().st_size])
+        folder.write("a", b"two")
+        fcntl.flock(present, fcntl.LOCK_UN)
+        assert not writing.result(TIMEOUT_S)
+    assert (tmp_path / "folder" / "a").read_bytes() == b"two"
 
 
 def test_links_to_files_and_folders_are_followed_and_circles_are_not(folder: LocalFolder, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ BOUND_S = 30.0
 PATIENCE = Patience(attempts=3, connect_s=5.0, read_s=10.0)
 HASTE = Patience(attempts=8, connect_s=5.0, read_s=0.5)
 CONTENT = random.Random(3).randbytes(PART_BYTES + 1234)
-TOKEN = "t0ken+of/nobody=="
+TOKEN, PASSWORD = "t0ken+of/nobody==", "pa55word"
 PUT = """
 import sys
 from pathlib import Path
@@ -196,11 +196,12 @@ def test_a_fetch_that_fails_leaves_the_earlier_file_alone(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"target": b"earlier"}
 
 
-def test_a_file_that_changes_while_it_is_read_is_an_error(folder: S3Folder, source: Path) -> None:
+@pytest.mark.parametrize("num_bytes", [0, 100, len(CONTENT)])
+def test_a_file_that_changes_while_it_is_read_is_an_error(folder: S3Folder, source: Path, num_bytes: int) -> None:
     folder.put(source, "a")
     with folder.open("a") as file:
         assert file.read(10) == CONTENT[:10]
-        folder.write("a", b"x" * len(CONTENT))
+        folder.write("a", b"x" * num_bytes)
         file.seek(-10, os.SEEK_END)
         assert f'"{folder.uri("a")}" was replaced while it was read' in refusal(file.read)
 
@@ -361,7 +362,7 @@ def test_an_endpoint_that_does_not_answer_is_told_without_its_password(
 ) -> None:
     with faulty_proxy(moto.url) as gone:
         port = gone.server_port
-    use(moto, monkeypatch, AWS_ENDPOINT_URL=f"http://user:pa55word@127.0.0.1:{port}")
+    use(moto, monkeypatch, AWS_ENDPOINT_URL=f"http://user:{PASSWORD}@127.0.0.1:{port}")
     told = refusal(lambda: S3Folder("bucket", patience=replace(PATIENCE, attempts=1)).read("a"))
     assert told == (
         f'"s3://bucket/a": http://127.0.0.1:{port} does not answer (EndpointConnectionError); '
@@ -383,21 +384,37 @@ def test_settings_that_are_of_no_use_are_told(
     assert words in refusal(lambda: open_folder("s3://bucket"))
 
 
+@pytest.mark.parametrize("server", ["rclone"], indirect=True)
 def test_a_profile_names_endpoint_and_credentials(
-    rclone: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    server: S3Server, bucket: str, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    rclone.client().create_bucket(Bucket="by-profile")
     config = tmp_path / "config"
     config.write_text(
-        f"[profile lab]\nendpoint_url = {rclone.url.replace('127.0.0.1', 'localhost')}\nregion = us-east-1\n"
+        f"[profile lab]\nendpoint_url = {proxy.url.replace('127.0.0.1', 'localhost')}\nregion = us-east-1\n"
         f"aws_access_key_id = {KEY}\naws_secret_access_key = {SECRET}\n"
     )
-    use(rclone, monkeypatch, AWS_CONFIG_FILE=str(config), AWS_PROFILE="lab")
+    use(server, monkeypatch, AWS_CONFIG_FILE=str(config), AWS_PROFILE="lab")
     for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
-    folder = open_folder("s3://by-profile/a")
-    folder.write("b", b"x")
-    assert [found.name for found in folder.list()] == ["b"]
+    open_folder(f"s3://{bucket}/a").write("b", b"x")
+    assert stored(server, bucket) == {"a/b": b"x"}
+    assert proxy.requests == [f"PUT /{bucket}/a/b"]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "setting", "expected"),
+    [
+        ("http://localhost:9", "", {"addressing_style": "path"}),
+        ("http://localhost:9", "s3 =\n  addressing_style = virtual\n", {"addressing_style": "virtual"}),
+        ("https://s3.eu-central-1.amazonaws.com", "", None),
+    ],
+)
+def test_a_bucket_is_part_of_the_path_on_servers_of_ones_own_unless_the_profile_says_otherwise(
+    moto: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, endpoint: str, setting: str, expected: object
+) -> None:
+    (tmp_path / "config").write_text(f"[default]\n{setting}")
+    use(moto, monkeypatch, AWS_ENDPOINT_URL=endpoint, AWS_CONFIG_FILE=str(tmp_path / "config"))
+    assert S3Folder("bucket")._client.meta.config.s3 == expected
 
 
 def test_nothing_secret_is_logged_or_shown(
@@ -416,10 +433,10 @@ def test_nothing_secret_is_logged_or_shown(
     folder.read("missing")
     with folder.open("a") as file:
         file.read(10)
-    use(server, monkeypatch, AWS_SESSION_TOKEN=TOKEN, AWS_ENDPOINT_URL="http://127.0.0.1:1")
+    use(server, monkeypatch, AWS_SESSION_TOKEN=TOKEN, AWS_ENDPOINT_URL=f"http://user:{PASSWORD}@127.0.0.1:1")
     with pytest.raises(StorageError) as refused:
         S3Folder(bucket, patience=PATIENCE).read("a")
     logging.getLogger("test").error("failed", exc_info=refused.value)
     told = f"{caplog.text} {folder!r} {folder.__dict__} {refused.value!r}"
     assert "a word of the test itself" in told
-    assert not [secret for secret in (KEY, SECRET, TOKEN, "Signature=", "Credential=") if secret in told]
+    assert not [secret for secret in (KEY, SECRET, TOKEN, PASSWORD, "Signature=", "Credential=") if secret in told]
