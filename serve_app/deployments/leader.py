@@ -37,7 +37,7 @@ _LEAST_BETWEEN_S = 0.1
 _MAX_REPORTS = 4
 """On their way at once: a new one ends the wait of the last, but a Dispatcher that hangs answers none of them."""
 
-_CONDITIONS = {
+CONDITIONS = {
     GroupState.STARTING: GroupCondition.STARTING,
     GroupState.READY: GroupCondition.READY,
     GroupState.BUSY: GroupCondition.BUSY,
@@ -45,6 +45,7 @@ _CONDITIONS = {
     GroupState.STOPPED: GroupCondition.FAILED,
     GroupState.FAILED: GroupCondition.FAILED,
 }
+"""What a group's own state means to whoever gives it work."""
 
 Ask = Callable[[GroupReport], Awaitable[Answer]]
 
@@ -212,7 +213,7 @@ class Leader:
     def _condition(self) -> GroupCondition:
         if self._is_gone:
             return GroupCondition.GONE
-        return GroupCondition.DRAINING if self._is_draining else _CONDITIONS[self._group.state]
+        return GroupCondition.DRAINING if self._is_draining else CONDITIONS[self._group.state]
 
     def _obey(self, told: GroupReport, answer: Answer) -> None:
         self.num_waiting = answer.num_waiting

@@ -234,7 +234,7 @@ FAULTS: tuple[tuple[Rule, Fault], ...] = (
     (fleet_rules.groups_see_their_files, in_control(*RAY, "volumeMounts", 1, "readOnly", value=True)),
     (fleet_rules.pods_leave_when_their_videos_are_done, reword("drain_s: 14400", "drain_s: 15000")),
     (fleet_rules.pods_leave_when_their_videos_are_done, in_single(*ENV, value=[])),
-    (fleet_rules.pods_leave_when_their_videos_are_done, in_single(*ENV, 0, "value", value="14461")),
+    (fleet_rules.pods_leave_when_their_videos_are_done, in_single(*ENV, 1, "value", value="14461")),
     (group_rules.pods_live_longer_than_their_ray, in_head(*POD, "terminationGracePeriodSeconds", value=REMOVED)),
     (
         fleet_rules.pods_leave_when_their_videos_are_done,
