@@ -163,7 +163,7 @@ class Course:
         """Hands back orders that their lane, which answers, never got."""
         for key, sent in list(self._sent.items()):
             status = self.statuses[sent.lane]
-            is_known = key in status.orders or status.condition not in _AT_WORK
+            is_known = key in status.orders or status.condition is GroupCondition.STARTING
             if not is_known and status.asked_at - sent.at > _MISSED_S:
                 self._step("missed", sent)
                 del self._sent[key]
