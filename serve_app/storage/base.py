@@ -110,7 +110,8 @@ class Folder(Protocol):
     def clean(self, prefix: str = "") -> int:
         """Removes what writers that were killed left unfinished below `prefix`, and returns how much that was.
 
-        Writers that still write are not harmed: on a disk theirs stays, in a bucket they start their file again.
+        Writers that still write are not harmed: on a disk theirs stays; in a bucket, where nobody can tell, `put`
+        starts its file again. What other programs upload below `prefix` ends as well: it should be nobody else's.
         """
         ...
 

@@ -1,7 +1,8 @@
 """A prefix in a bucket of S3, or of a server that speaks as S3 does, as a place for files.
 
-Endpoint, region and credentials are what boto3 finds by itself: AWS_ENDPOINT_URL, AWS_DEFAULT_REGION, AWS_PROFILE, keys, the
-machine's role. This module and its two helpers (s3_reading, s3_errors) alone import boto3 and what belongs to it.
+Endpoint, region and credentials are what boto3 finds by itself: AWS_ENDPOINT_URL, AWS_DEFAULT_REGION, AWS_PROFILE,
+keys, the machine's role. This module and its two helpers (s3_reading, s3_errors) alone import boto3 and what belongs
+to it.
 """
 
 from __future__ import annotations

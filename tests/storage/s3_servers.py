@@ -38,7 +38,6 @@ class S3Server:
             "AWS_ENDPOINT_URL": self.url,
             "AWS_ACCESS_KEY_ID": KEY,
             "AWS_SECRET_ACCESS_KEY": SECRET,
-            "AWS_REGION": "us-east-1",
             "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_CONFIG_FILE": os.devnull,
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
@@ -48,6 +47,11 @@ class S3Server:
     def client(self) -> Any:
         """Returns a plain client, to look behind the folder's back."""
         return _plain_client(self.url)
+
+    def objects(self, bucket: str) -> dict[str, bytes]:
+        """Returns all that is in a bucket."""
+        found = self.client().list_objects_v2(Bucket=bucket).get("Contents", ())
+        return {one["Key"]: self.client().get_object(Bucket=bucket, Key=one["Key"])["Body"].read() for one in found}
 
     def uploads(self, bucket: str) -> list[str]:
         """Returns the keys of multipart uploads that are neither complete nor aborted."""
