@@ -16,9 +16,10 @@ from serve_app.bulk.inputs import local_copy
 from serve_app.bulk.messages import RowOrder
 from serve_app.bulk.outcomes import Code
 from serve_app.bulk.row import Document
-from serve_app.errors import InvalidRequestError, UnavailableError
+from serve_app.errors import UnavailableError
 from serve_app.rendering.frames import IsCancelled
 from serve_app.storage.base import VideoSink
+from serve_app.storage.disk import told_reading
 
 _ANSWER_S = 60.0
 _TOO_MANY, _UNAVAILABLE = 429, 503
@@ -77,9 +78,9 @@ def look_at_service(url: str) -> ServiceModel:
         models = httpx2.get(f"{url}/v1/models", timeout=_ANSWER_S).raise_for_status().json()
         pools = httpx2.get(f"{url}/v1/capacity", timeout=_ANSWER_S).raise_for_status().json()["pools"]
         model = models["data"][0]["id"]
-    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, KeyError, LookupError) as error:
+    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, TypeError, LookupError) as error:
         raise UnavailableError(
-            f"no service answers at {url} ({type(error).__name__}: {error})",
+            f"no service answers at {url} ({_told(error)})",
             remedy="start it (live-avatar serve), or name its address with --url",
         ) from error
     num_groups = sum(max(pool["min_groups"], len(pool["groups"])) for pool in pools if pool["model"] == model)
@@ -129,11 +130,17 @@ class ServiceClient:
         return dict(video)
 
     def download(self, video_id: str, sink: VideoSink) -> str:
-        """Copies a finished video piece by piece; returns where it is."""
-        with self._http.stream("GET", f"/v1/videos/{video_id}/content") as answer:
-            answer.raise_for_status()
-            for chunk in answer.iter_bytes():
-                sink.append(chunk)
+        """Copies a finished video piece by piece; returns where it is. Raises UnavailableError, OutputError."""
+        try:
+            with self._http.stream("GET", f"/v1/videos/{video_id}/content") as answer:
+                answer.raise_for_status()
+                for chunk in answer.iter_bytes():
+                    sink.append(chunk)
+        except httpx2.HTTPError as error:
+            raise UnavailableError(
+                f"the service at {self._http.base_url} did not give the whole of {video_id} ({_told(error)})",
+                remedy="the job asks again; see the service's log",
+            ) from error
         return sink.commit()
 
     def cancel(self, video_id: str) -> None:
@@ -167,27 +174,27 @@ class ServiceClient:
         """Asks until there is an answer that counts; a service that is full says when to come again."""
         away_since = None
         while True:
-            try:
-                answer = self._http.request(method, path, **body)
-            except httpx2.HTTPError as error:
-                answer, cause = None, f"{type(error).__name__}: {error}"
+            answer, told = self._answer(method, path, **body)
             if answer is not None and answer.status_code not in (_TOO_MANY, *_AWAY):
                 return _checked(answer)
             if self._is_stopped():
-                raise ServiceRefusedError(
-                    {"code": "cancelled", "message": "the row was stopped before it was accepted"}
-                )
+                message = f"the row was stopped while the service was full or away ({told})"
+                raise ServiceRefusedError({"code": "cancelled", "message": message})
             pause_s = None if answer is None else _come_again_s(answer)
-            if pause_s is not None:
-                away_since = None
-            else:
-                away_since, pause_s = away_since or time.monotonic(), self._patience.look_every_s
-                if time.monotonic() - away_since > self._patience.away_s:
-                    told = cause if answer is None else f"HTTP {answer.status_code}"
-                    raise UnavailableError(
-                        f"the service at {self._http.base_url} is away ({told})", remedy="start it; the job continues"
-                    )
-            self._pause(min(pause_s, self._patience.most_pause_s))
+            away_since = None if pause_s is not None else away_since or time.monotonic()
+            if away_since is not None and time.monotonic() - away_since > self._patience.away_s:
+                raise UnavailableError(
+                    f"the service at {self._http.base_url} is away ({told})", remedy="start it; the job continues"
+                )
+            self._pause(min(pause_s or self._patience.look_every_s, self._patience.most_pause_s))
+
+    def _answer(self, method: str, path: str, **body: Any) -> tuple[httpx2.Response | None, str]:  # noqa: ANN401
+        """Returns what the service answers, if it does, and that in words."""
+        try:
+            answer = self._http.request(method, path, **body)
+        except httpx2.HTTPError as error:
+            return None, _told(error)
+        return answer, f"HTTP {answer.status_code}"
 
     def _pause(self, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -223,9 +230,10 @@ def _text(value: object) -> str:
 
 
 def _bytes(path: Path) -> bytes:
-    try:
+    with told_reading(path):
         return path.read_bytes()
-    except OSError as error:
-        raise InvalidRequestError(
-            f'"{path}" cannot be read: {error.strerror or error}', remedy="put it back", param="image"
-        ) from error
+
+
+def _told(error: Exception) -> str:
+    """Returns an error in one line: some of the library's have more."""
+    return " ".join([f"{type(error).__name__}:", *str(error).splitlines()[:1]])
