@@ -1,0 +1,284 @@
+"""The driver as far as it needs no lanes: what it checks, skips, refuses, and what it leaves when it cannot go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve_app.bulk.checking import check_all
+from serve_app.bulk.identity import row_key
+from serve_app.bulk.job import BulkJob, ExitCode, run, validate
+from serve_app.bulk.manifest import find_manifest, read_manifest
+from serve_app.bulk.reports import Reports
+from serve_app.bulk.row import BadRow
+from serve_app.errors import AvatarError, CheckpointError, InvalidRequestError
+from serve_app.jobs.admission import Fits
+from serve_app.schemas.bulk import BulkConfig, BulkLimits
+from tests.bulk.folders import names_in
+from tests.bulk.rows import PROMPT, write_portrait, write_voice
+
+LIMITS = BulkLimits(progress_every_s=1e-9, heartbeat_every_s=0.02, stale_after_s=5.0)
+
+
+@dataclass
+class NoLanes:
+    """Lanes that know their model, and are never started."""
+
+    error: AvatarError | None = None
+    actors: dict[str, Any] = field(default_factory=dict)
+    at_once: int = 1
+    is_open: bool = False
+
+    def model(self) -> str:
+        if self.error is not None:
+            raise self.error
+        return "m"
+
+    def start(self) -> None:
+        raise AssertionError("there is nothing to render")
+
+    @contextmanager
+    def open(self, _: str) -> Iterator[NoLanes]:
+        self.is_open = True
+        yield self
+
+
+class Quiet:
+    """A listener that keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.plans: list[Any] = []
+
+    def planned(self, plan: Any) -> None:
+        self.plans.append(plan)
+
+    def progress(self, _: Any) -> None:
+        raise AssertionError("nothing runs")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_portrait(tmp_path / "me.png")
+    write_voice(tmp_path / "voice.wav")
+    return tmp_path
+
+
+def a_row(custom_id: str, **changes: Any) -> dict[str, Any]:
+    row = {"custom_id": custom_id, "image": "me.png", "audio": "voice.wav", "prompt": PROMPT, "size": "64*64"}
+    return {**row, **changes}
+
+
+def a_job(folder: Path, *rows: dict[str, Any], manifest: str = "rows.jsonl", **changes: Any) -> BulkJob:
+    path = folder / manifest
+    if rows:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return BulkJob(
+        source=find_manifest(str(path)),
+        output=str(folder / "out"),
+        config=BulkConfig(limits=LIMITS),
+        judge=lambda work: Fits(work.num_frames / 25),
+        num_lanes=2,
+        about={"manifest": manifest},
+        **changes,
+    )
+
+
+def ran(
+    job: BulkJob, *, lanes: NoLanes | None = None, is_stopped: Callable[[], bool] = lambda: False
+) -> tuple[ExitCode, Any]:
+    return run(job, (lanes or NoLanes()).open, listener=Quiet(), is_stopped=is_stopped)
+
+
+def told(folder: Path, name: str) -> Any:
+    text = (folder / "out" / name).read_text()
+    return [json.loads(line) for line in text.splitlines()] if name.endswith("l") else json.loads(text)
+
+
+def commit(folder: Path, job: BulkJob, *, model: str = "m") -> None:
+    """Writes what a run leaves that has made every good row of a job."""
+    for row in check_all(read_manifest(job.source), job.checker(), num_threads=1):
+        if isinstance(row, BadRow):
+            continue
+        place = folder / "out" / row.custom_id
+        place.mkdir(parents=True)
+        (place / "video.mp4").write_bytes(b"the video of " + row.custom_id.encode())
+        about = {"num_frames": 30, "seconds": 1.2, "size": "64x64", "sha256": "5", "gpu_s": 1, "attempts": 1}
+        result = {"custom_id": row.custom_id, "row_key": row_key(row.body_key, model=model), "uri": "u", **about}
+        (place / "result.json").write_text(json.dumps({**result, "metadata": {}, "warnings": []}))
+
+
+def test_validating_plans_and_writes_nothing(folder: Path) -> None:
+    bad = list[BadRow]()
+    plan = validate(a_job(folder, a_row("a"), a_row("b", prompt=" "), a_row("A")), on_bad=bad.append)
+    assert (plan["rows"], plan["good"], plan["bad"]) == (3, 1, {"PROMPT_INVALID": 1, "DUPLICATE_ID": 1})
+    assert [row.number for row in bad] == [2, 3]
+    assert not (folder / "out").exists()
+
+
+def test_a_manifest_of_bad_rows_alone_needs_no_lanes(folder: Path) -> None:
+    lanes = NoLanes()
+    code, summary = ran(a_job(folder, a_row("a", image="nowhere.png"), a_row("b", prompt="")), lanes=lanes)
+    assert (code, lanes.is_open) == (ExitCode.PARTIAL, False)
+    assert summary["errors_by_code"] == {"INPUT_MISSING": 1, "PROMPT_INVALID": 1}
+    assert [row["custom_id"] for row in told(folder, "errors.jsonl")] == ["a", "b"]
+    assert told(folder, "summary.json") == told(folder, "progress.json") == summary
+    assert told(folder, "run.json")["state"] == "ended"
+
+
+def test_a_job_that_wants_every_row_good_renders_none(folder: Path) -> None:
+    lanes = NoLanes()
+    code, summary = ran(a_job(folder, a_row("a"), a_row("b", prompt=""), aborts_on_invalid=True), lanes=lanes)
+    assert (code, lanes.is_open) == (ExitCode.BAD_MANIFEST, False)
+    assert (summary["rows"]["failed"], summary["rows"]["waiting"]) == (1, 1)
+
+
+def test_rows_that_are_done_are_told_and_not_made_again(folder: Path) -> None:
+    job = a_job(folder, a_row("a"), a_row("b", seed=1))
+    commit(folder, job)
+    code, summary = ran(job)
+    assert code is ExitCode.ALL_GOOD
+    assert (summary["rows"]["skipped"], summary["rows"]["done"], summary["attempts"]) == (2, 0, 0)
+    assert [row["custom_id"] for row in told(folder, "output.jsonl")] == ["a", "b"]
+
+
+def test_rows_that_are_done_and_bad_ones_are_a_job_that_is_not_all_good(folder: Path) -> None:
+    job = a_job(folder, a_row("a"), a_row("b", prompt=" "))
+    commit(folder, job)
+    assert ran(job)[0] is ExitCode.PARTIAL
+
+
+def test_rows_that_were_made_otherwise_are_made_again(folder: Path) -> None:
+    job = a_job(folder, a_row("a"))
+    commit(folder, job, model="another")
+    with pytest.raises(AssertionError, match="nothing to render"):
+        ran(job)
+
+
+def test_an_archive_that_is_asked_for_later_is_made_of_what_is_there(folder: Path) -> None:
+    commit(folder, a_job(folder, a_row("a"), a_row("b", seed=1)))
+    job = a_job(folder, a_row("a"), a_row("b", seed=1), name="{number:02}-{custom_id}")
+    assert ran(job)[0] is ExitCode.ALL_GOOD
+    assert [name for name in names_in(folder / "out") if name.startswith("videos/")] == [
+        "videos/01-a.mp4",
+        "videos/02-b.mp4",
+    ]
+    assert (folder / "out" / "videos" / "01-a.mp4").read_bytes() == b"the video of a"
+
+
+def test_a_row_whose_video_somebody_removed_goes_to_a_lane_that_says_so(folder: Path) -> None:
+    job = a_job(folder, a_row("a"), name="{custom_id}")
+    commit(folder, job)
+    (folder / "out" / "a" / "video.mp4").unlink()
+    with pytest.raises(AssertionError, match="nothing to render"):
+        ran(job)
+
+
+def test_a_job_can_be_stopped_while_it_checks_its_manifest(folder: Path) -> None:
+    rows = [a_row(f"row-{number}") for number in range(50)]
+    lanes, looks = NoLanes(), iter(range(100))
+    code, summary = ran(a_job(folder, *rows), lanes=lanes, is_stopped=lambda: next(looks) >= 7)
+    assert (code, lanes.is_open) == (ExitCode.CANCELLED, False)
+    assert (summary["rows"]["total"], summary["rows"]["waiting"]) == (7, 7)
+
+
+def test_it_is_told_how_far_the_checks_are(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    states: list[tuple[str, int]] = []
+    really = Reports.progress
+
+    def progress(self: Reports, state: Any) -> None:
+        states.append((state["state"], state["rows"]["total"]))
+        really(self, state)
+
+    monkeypatch.setattr(Reports, "progress", progress)
+    ran(a_job(folder, *(a_row(f"row-{number}", prompt="") for number in range(40))))
+    assert states[0] == ("checking", 0)
+    assert states[-2][0] == "checking"
+    assert states[-2][1] > 0
+    assert states[-1] == ("partial", 40)
+
+
+def test_a_job_that_cannot_go_on_says_why(folder: Path) -> None:
+    lanes = NoLanes(error=CheckpointError("there is none", remedy="name one"))
+    with pytest.raises(CheckpointError):
+        ran(a_job(folder, a_row("a")), lanes=lanes)
+    progress = told(folder, "progress.json")
+    assert (progress["state"], progress["error"]) == ("failed", "there is none; name one")
+    assert told(folder, "run.json")["state"] == "ended"
+
+
+@pytest.mark.parametrize("name", ["errors.jsonl", "output.jsonl"])
+def test_a_report_in_its_own_folder_is_no_manifest_and_stays_as_it_is(folder: Path, name: str) -> None:
+    job = a_job(folder, a_row("a"), manifest=f"out/{name}")
+    with pytest.raises(InvalidRequestError, match="run the manifest of before"):
+        ran(job)
+    assert told(folder, name) == [a_row("a")]
+    assert names_in(folder / "out") == [name]
+
+
+def test_the_errors_of_a_run_are_a_manifest_for_another_folder(folder: Path) -> None:
+    ran(a_job(folder, a_row("a", image="later.png"), a_row("b", prompt=" ")))
+    write_portrait(folder / "later.png")
+    again = BulkJob(
+        source=find_manifest(str(folder / "out" / "errors.jsonl")),
+        output=str(folder / "again"),
+        config=BulkConfig(limits=LIMITS),
+        judge=lambda _: Fits(1.0),
+        num_lanes=1,
+    )
+    plan = validate(again, on_bad=lambda _: None)
+    assert (plan["good"], plan["bad"]) == (1, {"PROMPT_INVALID": 1})
+
+
+def test_what_a_killed_run_left_half_written_is_removed(folder: Path) -> None:
+    left = folder / "out" / "a" / f".{'0' * 16}.part"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    os.utime(left, (1, 1))
+    ran(a_job(folder, a_row("a", prompt="")))
+    assert not left.exists()
+
+
+def test_a_second_job_is_refused_while_one_works(folder: Path) -> None:
+    refused: list[str] = []
+    job = a_job(folder, a_row("a"))
+
+    def meanwhile() -> bool:
+        with pytest.raises(InvalidRequestError, match="is used by another job") as error:
+            ran(job)
+        refused.append(str(error.value))
+        return True
+
+    assert ran(job, is_stopped=meanwhile)[0] is ExitCode.CANCELLED
+    assert refused
+
+
+def test_a_job_whose_folder_was_taken_over_stops_and_leaves_the_reports_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost, really, run_json = threading.Event(), Reports.let_go, folder / "out" / "run.json"
+
+    def let_go(reports: Reports) -> None:
+        really(reports)
+        lost.set()
+
+    def take_over() -> bool:
+        if not lost.is_set():
+            run_json.write_text(json.dumps({"run_id": "another", "host": "elsewhere", "state": "running"}))
+            assert lost.wait(30)
+        return False
+
+    monkeypatch.setattr(Reports, "let_go", let_go)
+    with pytest.raises(AvatarError, match="was taken over by another job, another on elsewhere"):
+        ran(a_job(folder, a_row("a", prompt="")), is_stopped=take_over)
+    assert told(folder, "errors.jsonl") == []
+    assert not (folder / "out" / "summary.json").exists()
+    assert json.loads(run_json.read_text())["run_id"] == "another"
