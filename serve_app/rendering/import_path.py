@@ -14,6 +14,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "model": ("torch", "transformers", "tokenizers", "safetensors"),
         "cluster": ("ray",),
+        "s3": ("boto3", "botocore", "s3transfer"),
         "bulk": ("aiohttp", "requests", "pandas", "pyarrow"),
         "service": ("fastapi", "starlette", "python_multipart"),
     }

@@ -10,10 +10,10 @@ from typing import Any
 
 from ray_cluster.local import LocalCluster
 from tests.bulk_jobs.conftest import ROOT, job, ledger, lines_of, until_cluster_is_empty
-from tests.bulk_jobs.manifests import good_row, write_manifest
+from tests.bulk_jobs.manifests import good_row, write_manifest, write_voice
 
-LONG_VOICE = {"audio": "voice_7.wav", "size": "128*128", "sample_steps": 10}
-"""Some seconds of work by the cost table."""
+LONG_S = 30.0
+"""Of a voice: with ten steps a quarter of a minute of work by the cost table."""
 
 
 def bulk(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -70,10 +70,11 @@ def test_a_broken_fleet_pauses_the_job_and_the_rest_waits(bulk_ray: LocalCluster
 
 
 def test_a_job_is_cancelled_by_another_process_and_continued(bulk_ray: LocalCluster, folder: Path) -> None:
-    manifest = write_manifest(folder / "manifest.jsonl", [good_row(number, **LONG_VOICE) for number in range(6)])
-    out = folder / "out"
+    write_voice(folder / "long.wav", LONG_S)
+    rows = [good_row(number, audio="long.wav", sample_steps=10) for number in range(5)]
+    manifest, out = write_manifest(folder / "manifest.jsonl", [*rows, good_row(5)]), folder / "out"
     with job(folder, bulk_ray, manifest, out=str(out), groups=2) as running:
-        running.has_done(1)
+        running.until(lambda told: "progress" in told and told["progress"]["rows"]["running"] > 0)
         told = json.loads(bulk("status", str(out), cwd=ROOT).stdout)
         assert told["state"] == "running"
         second = bulk("run", str(manifest), "--out", str(out), cwd=ROOT)
