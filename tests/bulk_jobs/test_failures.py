@@ -12,8 +12,8 @@ from ray_cluster.local import LocalCluster
 from tests.bulk_jobs.conftest import ROOT, job, ledger, lines_of, until_cluster_is_empty
 from tests.bulk_jobs.manifests import good_row, write_manifest, write_voice
 
-LONG_S = 30.0
-"""Of a voice: with ten steps a quarter of a minute of work by the cost table."""
+LONG_S = 15.0
+"""Of a voice: with ten steps some ten seconds of work by the cost table."""
 
 
 def bulk(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
