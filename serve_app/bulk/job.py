@@ -232,20 +232,24 @@ class Driver:
         new = watch.poll()
         if new:
             self._take(new)
-            self._skip_done(model)
+            for row in new:
+                self._skip_if_done(row.custom_id, model)
         return True
 
     def _skip_done(self, model: str) -> None:
-        """Ends rows that an earlier run made: those whose result has the very key that they have now."""
+        """Ends rows that an earlier run made."""
         for custom_id in committed(self._output):
-            row = self._table.find_pending(custom_id)
-            if row is None:
-                continue
-            result = read_result(self._output, custom_id)
-            is_same = result is not None and result["row_key"] == row_key(row.body_key, model=model)
-            if result is not None and is_same and self._is_archived(row):
-                self._table.end(row.seq, RowState.SKIPPED)
-                self._reports.done(result)
+            self._skip_if_done(custom_id, model)
+
+    def _skip_if_done(self, custom_id: str, model: str) -> None:
+        """Ends a row whose result has the very key that it has now."""
+        row = self._table.find_pending(custom_id)
+        result = None if row is None else read_result(self._output, custom_id)
+        if row is None or result is None or result["row_key"] != row_key(row.body_key, model=model):
+            return
+        if self._is_archived(row):
+            self._table.end(row.seq, RowState.SKIPPED)
+            self._reports.done(result)
 
     def _is_archived(self, row: TableRow) -> bool:
         """Sees to it that a video that is done is in the archive too; False: its lane shall tell why it cannot be."""
