@@ -36,7 +36,7 @@ def to_pixels(video_CTHW: Tensor) -> Tensor:
     if not torch.isfinite(video_CTHW).all():
         raise NotFiniteError(
             "the model made frames with NaN or infinity",
-            remedy="try again; if it comes back, `live-avatar checkpoint verify` reads the weights, and the GPU may fail",
+            remedy="try again; if it comes back, `live-avatar checkpoint verify` reads the weights",
         )
     pixels = ((video_CTHW + 1) * 127.5).round_().clamp_(0, 255).to(torch.uint8)
     return pixels.permute(1, 2, 3, 0).contiguous()
