@@ -15,7 +15,9 @@ import torch
 
 from ray_cluster.program import Seat, Unattended
 from serve_app.engine import networks
+from serve_app.engine.decoding import to_pixels
 from serve_app.engine.rank_program import AvatarProgram
+from serve_app.errors import NotFiniteError
 from serve_app.model.checkpoint import Placement
 from serve_app.planning.geometry import Timeline
 from serve_app.task import FrameBlock, RenderTask
@@ -162,3 +164,11 @@ def test_bfloat16_runs_through_every_network_and_stays_near_float32(
 def test_the_consumer_is_not_in_inference_mode(program: AvatarProgram) -> None:
     for _ in blocks_of(program, a_task(frames=12)):
         assert not torch.is_inference_mode_enabled()
+
+
+def test_frames_that_are_no_numbers_are_an_error() -> None:
+    video = torch.zeros(3, 2, 8, 8)
+    assert to_pixels(video).shape == (2, 8, 8, 3)
+    video[1, 1, 3, 3] = float("nan")
+    with pytest.raises(NotFiniteError, match="NaN"):
+        to_pixels(video)
