@@ -19,15 +19,18 @@ _SPARE_CPUS = 4
 
 
 @contextmanager
-def bulk_cluster(address: str | None, config: BulkConfig, *, num_groups: int | None) -> Iterator[int]:
+def bulk_cluster(address: str | None, config: BulkConfig, *, num_groups: int | None, wants_cpu: bool) -> Iterator[int]:
     """Connects to the cluster at `address`, None: starts one on this machine; yields how many groups there shall be.
 
-    `num_groups` None: as many as there are GPUs for, or one without. Raises InvalidRequestError when there are too few
-    GPUs, ClusterError.
+    `num_groups` None: as many as there are GPUs for, or one without. `wants_cpu`: that GPUs are left idle is meant.
+    Raises InvalidRequestError when there are too few GPUs, or more than nobody spoke of; ClusterError.
     """
     if address is not None:
         with joined_cluster(address):
-            yield _num_groups(config, num_groups, _cluster_gpus(), where="the cluster")
+            gpus = _cluster_gpus()
+            if gpus and config.pool.gpu is None and not wants_cpu:
+                raise _unspoken(gpus)
+            yield _num_groups(config, num_groups, gpus, where="the cluster")
         return
     gpus = usable_gpus(config.cuda_visible_devices)
     groups = _num_groups(config, num_groups, gpus, where="this machine")
@@ -55,6 +58,14 @@ def _num_groups(config: BulkConfig, wanted: int | None, gpus: int, *, where: str
             param="groups",
         )
     return wanted or room
+
+
+def _unspoken(gpus: int) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"the cluster has {gpus} GPUs, and nothing says of what kind those of the groups are",
+        remedy="name the kind or the memory with --gpus, for example 80; or --gpus none to compute on the CPU",
+        param="gpus",
+    )
 
 
 def _cluster_gpus() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -16,6 +17,7 @@ from serve_app.bulk.cluster import bulk_cluster, count_groups
 from serve_app.bulk.job import BulkJob, ExitCode, Listener, OpenLanes, run, validate
 from serve_app.bulk.manifest import ManifestSource, find_audios, find_manifest
 from serve_app.bulk.names import check_template
+from serve_app.bulk.output import open_output
 from serve_app.bulk.own_lanes import LanePlan, OwnLanes
 from serve_app.bulk.row import BadRow, Document
 from serve_app.bulk.service_client import look_at_service
@@ -55,9 +57,10 @@ def run_bulk(
     """
     if settings["pool"] == "serve":
         return _run_on_service(settings, changes, listener=listener, is_stopped=is_stopped)
-    config = _config(settings, changes, gpu=_gpu(settings))
-    with bulk_cluster(settings["address"], config, num_groups=settings["groups"]) as num_lanes:
-        job = _job(settings, config, num_lanes=num_lanes)
+    source, config = _source(settings), _config(settings, changes, gpu=_gpu(settings))
+    wants_cpu = settings["gpus"] == ON_CPU
+    with bulk_cluster(settings["address"], config, num_groups=settings["groups"], wants_cpu=wants_cpu) as num_lanes:
+        job = _job(settings, config, source, num_lanes=num_lanes)
         return run(job, _own(job, program, is_stopped), listener=listener, is_stopped=is_stopped)
 
 
@@ -69,18 +72,19 @@ def validate_bulk(settings: Document, *, on_bad: Callable[[Document], None]) -> 
     def tell(row: BadRow) -> None:
         on_bad(row.as_json())
 
-    return validate(_job(settings, config, num_lanes=num_lanes), on_bad=tell)
+    return validate(_job(settings, config, _source(settings), num_lanes=num_lanes), on_bad=tell)
 
 
 def _run_on_service(
     settings: Document, changes: Document, *, listener: Listener, is_stopped: Callable[[], bool]
 ) -> tuple[ExitCode, Document]:
     """Renders by a running service; it judges what fits, and this machine only passes rows on."""
+    source, config = _source(settings), _config(settings, changes, gpu=None)
     service = look_at_service((settings["url"] or DEFAULT_URL).rstrip("/"))
-    config = _config(settings, changes, gpu=None)
     size = TINY_SIZE if service.model == _TINY_MODEL else None
-    with bulk_cluster(settings["address"], config, num_groups=1):
-        job = _job(settings, config, num_lanes=service.num_groups * LANES_PER_GROUP, default_size=size)
+    num_lanes = service.num_groups * LANES_PER_GROUP
+    with bulk_cluster(settings["address"], config, num_groups=1, wants_cpu=True):
+        job = _job(settings, config, source, num_lanes=num_lanes, default_size=size)
 
         def open_lanes(run_id: str) -> ServiceLanes:
             return ServiceLanes(service, output=job.output, run_id=run_id)
@@ -96,13 +100,20 @@ def _own(job: BulkJob, program: str, is_stopped: Callable[[], bool]) -> OpenLane
     return open_lanes
 
 
-def _job(settings: Document, config: BulkConfig, *, num_lanes: int, default_size: str | None = None) -> BulkJob:
+def _job(
+    settings: Document,
+    config: BulkConfig,
+    source: ManifestSource,
+    *,
+    num_lanes: int,
+    default_size: str | None = None,
+) -> BulkJob:
     size = TINY_SIZE if config.pool.checkpoint == TINY_CHECKPOINT else None
     if settings["pool"] == "serve":
         size = default_size
     return BulkJob(
-        source=_source(settings),
-        output=settings["out"] or "",
+        source=source,
+        output="" if settings["out"] is None else open_output(settings["out"]).uri(),
         config=config,
         judge=_judge(config.pool, never_refuses=settings["pool"] == "serve"),
         num_lanes=num_lanes,
@@ -138,6 +149,8 @@ def _archive_template(settings: Document) -> str | None:
 def _config(settings: Document, changes: Document, *, gpu: str | None) -> BulkConfig:
     """Returns the configuration; raises InvalidRequestError that names the setting, its value and the rule."""
     checkpoint = settings["checkpoint"] or TINY_CHECKPOINT
+    if checkpoint != TINY_CHECKPOINT:
+        checkpoint = str(Path(checkpoint).absolute())  # leaders may work in another folder
     pool: dict[str, Any] = {
         "name": _POOL,
         "model": _TINY_MODEL if checkpoint == TINY_CHECKPOINT else "live-avatar",
