@@ -123,6 +123,10 @@ def test_a_prompt_that_says_nothing_or_too_much_is_invalid(folder: Path, prompt:
     assert (error.code, error.stage) == (Code.PROMPT_INVALID, "manifest")
 
 
+def test_inputs_of_a_row_that_is_invalid_anyway_are_not_read(folder: Path) -> None:
+    assert refused(entry(folder, prompt=" ", image="nowhere.png")).code is Code.PROMPT_INVALID
+
+
 @pytest.mark.parametrize("missing", ["image", "audio"])
 def test_a_row_that_lacks_an_input_is_invalid(folder: Path, missing: str) -> None:
     error = refused(entry(folder, **{missing: None}))
@@ -206,11 +210,11 @@ def spec_of(folder: Path, row: dict[str, Any], row_defaults: dict[str, Any], **r
     return dict(checked(written, **run).spec)
 
 
-def test_a_row_s_own_setting_wins_over_every_other(folder: Path) -> None:
-    spec = spec_of(
-        folder, {"num_clip": 1, "preset": "social"}, {"num_clip": 50}, num_clip=7, preset="fast_preview", size="64*64"
-    )
-    assert spec["num_clip"] == 1
+@pytest.mark.parametrize("preset", [{}, {"preset": "social"}])
+def test_a_row_s_own_setting_wins_over_every_other(folder: Path, preset: dict[str, str]) -> None:
+    row = {"num_clip": 1, **preset}
+    assert spec_of(folder, row, {"num_clip": 50}, num_clip=7, preset="fast_preview", size="64*64")["num_clip"] == 1
+    assert spec_of(folder, row, {"num_clip": 50}, num_clip=7, size="64*64")["num_clip"] == 1
 
 
 def test_a_row_s_own_preset_wins_over_what_the_run_sets(folder: Path) -> None:

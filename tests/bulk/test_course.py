@@ -244,6 +244,14 @@ def test_the_breaker_pauses_the_job_and_lets_running_rows_end(tmp_path: Path) ->
     assert course.tally.failed_attempts == {"RANK_DIED": 20}
 
 
+def test_a_failure_now_and_then_does_not_pause_the_job(tmp_path: Path) -> None:
+    limits = BulkLimits(max_attempts=1)
+    world = World("a", outcome=lambda order: None if order.seq % 6 else error(Code.TIMEOUT), limits=limits)
+    with a_table(tmp_path, 200) as table:
+        assert run(world.course(table)) is Ending.FINISHED
+    assert len(world.bad) == 33
+
+
 def test_bad_rows_do_not_pause_the_job(tmp_path: Path) -> None:
     world = World("a", outcome=lambda _: error(Code.INPUT_MISSING))
     with a_table(tmp_path, 60) as table:

@@ -97,9 +97,10 @@ def test_few_inputs_are_remembered(
 ) -> None:
     monkeypatch.setattr(inputs, "_REMEMBERED", 2)
     paths = [write_portrait(tmp_path / f"{name}.png") for name in "abc"]
-    for path in (*paths, paths[2], paths[1], paths[0]):
+    a, b, c = paths
+    for path in (a, b, a, c, a, c, b):
         reader.read(str(path), base="", kind="image")
-    assert decoded == [*paths, paths[0]]
+    assert decoded == [a, b, c, b]
     assert len(reader._known) == 2
 
 

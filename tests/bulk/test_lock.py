@@ -22,6 +22,7 @@ from serve_app.bulk import lock
 from serve_app.bulk.lock import CANCEL, RUN, RunLock, ask_to_cancel
 from serve_app.errors import InvalidRequestError, StorageError
 from serve_app.schemas.bulk import BulkLimits
+from serve_app.storage.base import Stored
 from serve_app.storage.local_folder import LocalFolder
 from tests.bulk.folders import Bucket, FrailFolder
 
@@ -154,13 +155,12 @@ def test_a_heartbeat_that_moves_in_the_last_moment_keeps_the_folder(
     out: LocalFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_run(out, host="elsewhere")
-    really = out.write_if
 
-    def beat_and_write(*args: Any, **kwargs: Any) -> bool:
+    def seems_dead(_: Stored) -> bool:
         out.write(RUN, json.dumps({**told(out), "beat": 99}).encode())
-        return really(*args, **kwargs)
+        return True
 
-    monkeypatch.setattr(out, "write_if", beat_and_write)
+    monkeypatch.setattr(lock, "_is_dead", seems_dead)
     with pytest.raises(InvalidRequestError, match="has just been taken by another job"), Owner().holds(out, "r2"):
         pass
     assert (told(out)["run_id"], told(out)["beat"]) == ("gone", 99)
@@ -218,14 +218,14 @@ def test_a_driver_whose_run_json_was_removed_is_told(out: LocalFolder) -> None:
 
 def test_a_beat_does_not_overwrite_who_came_in_between(out: LocalFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     owner = Owner()
-    with owner.holds(out):
-        really = out.write_if
+    with owner.holds(out) as held:
+        really = held._content
 
-        def come_between(*args: Any, **kwargs: Any) -> bool:
+        def come_between(state: str) -> bytes:
             out.write(RUN, b'{"run_id": "r2", "state": "running"}')
-            return really(*args, **kwargs)
+            return really(state)
 
-        monkeypatch.setattr(out, "write_if", come_between)
+        monkeypatch.setattr(held, "_content", come_between)
         assert owner.is_lost.wait(END_S)
         assert told(out)["run_id"] == "r2"
 
