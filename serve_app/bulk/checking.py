@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from serve_app.bulk.identity import body_key
 from serve_app.bulk.inputs import InputFile, InputReader
-from serve_app.bulk.names import archive_name
+from serve_app.bulk.manifests.names import archive_name
 from serve_app.bulk.outcomes import Code, RowError
 from serve_app.bulk.row import BadRow, Document, Entry
 from serve_app.bulk.table import PlannedRow

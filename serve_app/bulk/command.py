@@ -15,13 +15,13 @@ from ray_cluster.inventory import local_gpus
 from ray_cluster.nvml import NoGpus
 from serve_app.bulk.cluster import bulk_cluster, count_groups
 from serve_app.bulk.job import BulkJob, ExitCode, Listener, OpenLanes, run, validate
-from serve_app.bulk.manifest import ManifestSource, find_audios, find_manifest
-from serve_app.bulk.names import check_template
+from serve_app.bulk.lanes.own import LanePlan, OwnLanes
+from serve_app.bulk.lanes.service import LANES_PER_GROUP, ServiceLanes
+from serve_app.bulk.lanes.service_client import look_at_service
+from serve_app.bulk.manifests.names import check_template
+from serve_app.bulk.manifests.reading import ManifestSource, find_audios, find_manifest
 from serve_app.bulk.output import open_output
-from serve_app.bulk.own_lanes import LanePlan, OwnLanes
 from serve_app.bulk.row import BadRow, Document
-from serve_app.bulk.service_client import look_at_service
-from serve_app.bulk.service_lanes import LANES_PER_GROUP, ServiceLanes
 from serve_app.errors import InvalidRequestError
 from serve_app.jobs.admission import DoesNotFit, Fits
 from serve_app.jobs.fleet import Fleet

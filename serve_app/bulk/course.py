@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from serve_app.bulk.identity import row_key
-from serve_app.bulk.messages import LaneStatus, RowOrder, RowReport
+from serve_app.bulk.lanes.messages import LaneStatus, RowOrder, RowReport
 from serve_app.bulk.outcomes import Fault, RowError
 from serve_app.bulk.policy import Breaker, RetryPolicy
 from serve_app.bulk.row import BadRow, Document

@@ -15,14 +15,14 @@ from typing import Any, Protocol
 
 from serve_app.bulk.checking import Checker, Judge, check_all
 from serve_app.bulk.course import Course, Ending
-from serve_app.bulk.fan_out import FanOut
 from serve_app.bulk.identity import row_key
 from serve_app.bulk.inputs import InputReader
-from serve_app.bulk.lane_watch import LaneWatch
+from serve_app.bulk.lanes.fan_out import FanOut
+from serve_app.bulk.lanes.watch import LaneWatch
 from serve_app.bulk.lock import RunLock
-from serve_app.bulk.manifest import ManifestSource, read_manifest, watch_manifest
-from serve_app.bulk.manifest_files import ManifestFile
-from serve_app.bulk.manifest_watch import Watch
+from serve_app.bulk.manifests.files import ManifestFile
+from serve_app.bulk.manifests.reading import ManifestSource, read_manifest, watch_manifest
+from serve_app.bulk.manifests.watch import Watch
 from serve_app.bulk.metrics import RunMetrics
 from serve_app.bulk.output import RowOutput, committed, open_output, read_result
 from serve_app.bulk.plan import Plan, fill

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from serve_app.bulk.messages import LaneStatus, RowReport
+from serve_app.bulk.lanes.messages import LaneStatus, RowReport
 from serve_app.bulk.outcomes import RowError
 from serve_app.bulk.row import Document
 from serve_app.jobs.messages import GroupCondition

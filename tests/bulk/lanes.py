@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ray_cluster.errors import ClusterError
-from serve_app.bulk.row_renderer import Place, RowRenderer
+from serve_app.bulk.lanes.row_renderer import Place, RowRenderer
 from serve_app.deployments.gang_source import as_avatar_error
 from serve_app.rendering.frames import FrameSource, IsCancelled
 from serve_app.schemas.config import AppConfig

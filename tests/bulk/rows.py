@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from serve_app.bulk.messages import RowOrder
+from serve_app.bulk.lanes.messages import RowOrder
 from serve_app.bulk.outcomes import Code, RowError
 from serve_app.bulk.row import Entry
 from serve_app.bulk.table import PlannedRow

@@ -12,7 +12,7 @@ import pytest
 
 from serve_app.bulk.course import Ending
 from serve_app.bulk.identity import row_key
-from serve_app.bulk.messages import RowOrder
+from serve_app.bulk.lanes.messages import RowOrder
 from serve_app.bulk.outcomes import Code
 from serve_app.bulk.plan import makespan
 from serve_app.bulk.table import RowState, RowTable

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve_app.bulk.course import Ending
-from serve_app.bulk.messages import RowOrder, RowReport
+from serve_app.bulk.lanes.messages import RowOrder, RowReport
 from serve_app.bulk.outcomes import Code
 from serve_app.bulk.table import RowState
 from serve_app.errors import UnavailableError

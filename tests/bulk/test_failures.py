@@ -14,7 +14,7 @@ from ray_cluster.errors import (
     RankFailedError,
     RestartBudgetSpentError,
 )
-from serve_app.bulk.failures import has_brought_down, is_begun, row_error, story_of
+from serve_app.bulk.lanes.failures import has_brought_down, is_begun, row_error, story_of
 from serve_app.bulk.outcomes import Code
 from serve_app.deployments.gang_source import as_avatar_error
 from serve_app.errors import (

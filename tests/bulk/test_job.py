@@ -16,7 +16,7 @@ import pytest
 from serve_app.bulk.checking import check_all
 from serve_app.bulk.identity import row_key
 from serve_app.bulk.job import BulkJob, ExitCode, run, validate
-from serve_app.bulk.manifest import find_manifest, read_manifest
+from serve_app.bulk.manifests.reading import find_manifest, read_manifest
 from serve_app.bulk.reports import Reports
 from serve_app.bulk.row import BadRow
 from serve_app.errors import AvatarError, CheckpointError, InvalidRequestError

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.bulk.manifest import find_manifest, read_manifest
+from serve_app.bulk.manifests.reading import find_manifest, read_manifest
 from serve_app.bulk.row import BadRow, Entry
 
 MIB = 1 << 20

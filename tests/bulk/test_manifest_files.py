@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from serve_app.bulk.manifest import find_manifest, read_manifest
-from serve_app.bulk.manifest_files import MAX_LINE_BYTES
+from serve_app.bulk.manifests.files import MAX_LINE_BYTES
+from serve_app.bulk.manifests.reading import find_manifest, read_manifest
 from serve_app.bulk.outcomes import Code
 from serve_app.bulk.row import BadRow, Entry
 from serve_app.errors import InputNotFoundError, InvalidRequestError

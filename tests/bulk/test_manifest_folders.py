@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.bulk.manifest import find_audios, find_manifest, read_manifest
+from serve_app.bulk.manifests.reading import find_audios, find_manifest, read_manifest
 from serve_app.bulk.outcomes import Code
 from serve_app.bulk.row import BadRow, Entry
 from serve_app.errors import InputNotFoundError, InvalidRequestError

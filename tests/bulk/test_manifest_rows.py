@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.bulk.manifest_rows import Place, read_row
+from serve_app.bulk.manifests.rows import Place, read_row
 from serve_app.bulk.outcomes import Code, RowError
 from serve_app.bulk.row import BadRow, Document, Entry
 from serve_app.schemas.request import complete

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from serve_app.bulk.manifest import find_audios, find_manifest, read_manifest, watch_manifest
+from serve_app.bulk.manifests.reading import find_audios, find_manifest, read_manifest, watch_manifest
 from serve_app.bulk.outcomes import Code
 from serve_app.bulk.row import BadRow, Entry
 from serve_app.errors import InputNotFoundError, InvalidRequestError

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.bulk.manifest import find_audios, find_manifest, watch_manifest
-from serve_app.bulk.manifest_watch import Watch
+from serve_app.bulk.manifests.reading import find_audios, find_manifest, watch_manifest
+from serve_app.bulk.manifests.watch import Watch
 from serve_app.bulk.outcomes import Code
 from serve_app.bulk.row import BadRow
 from serve_app.errors import InvalidRequestError

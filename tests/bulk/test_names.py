@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from serve_app.bulk.names import (
+from serve_app.bulk.manifests.names import (
     MAX_CHARACTERS,
     RESERVED,
     archive_name,

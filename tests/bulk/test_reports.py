@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.bulk.manifest import find_manifest, read_manifest
+from serve_app.bulk.manifests.reading import find_manifest, read_manifest
 from serve_app.bulk.outcomes import Code, RowError
 from serve_app.bulk.reports import Reports, check_not_overwritten
 from serve_app.bulk.row import BadRow, Entry

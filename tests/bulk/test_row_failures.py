@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from ray_cluster.errors import FailureKind, GroupUnavailableError, RankFailedError
-from serve_app.bulk import inputs, row_renderer
+from serve_app.bulk import inputs
+from serve_app.bulk.lanes import row_renderer
+from serve_app.bulk.lanes.row_renderer import RowRenderer
 from serve_app.bulk.outcomes import Code
-from serve_app.bulk.row_renderer import RowRenderer
 from serve_app.errors import NotFiniteError, OutputError
 from serve_app.rendering.frames import IsCancelled
 from serve_app.storage.base import Folder

@@ -13,8 +13,8 @@ from typing import Any
 import av
 import pytest
 
-from serve_app.bulk import row_renderer
-from serve_app.bulk.messages import RowReport
+from serve_app.bulk.lanes import row_renderer
+from serve_app.bulk.lanes.messages import RowReport
 from serve_app.bulk.outcomes import Code
 from serve_app.bulk.output import RowOutput
 from serve_app.rendering import pipeline

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from serve_app.bulk.lanes.service_client import Patience, ServiceClient, ServiceRefusedError, look_at_service
 from serve_app.bulk.outcomes import Code
-from serve_app.bulk.service_client import Patience, ServiceClient, ServiceRefusedError, look_at_service
 from serve_app.errors import InputNotFoundError, OutputError, UnavailableError
 from serve_app.schemas.render import RenderSpec
 from tests.bulk.rows import order

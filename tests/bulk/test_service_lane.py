@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from serve_app.bulk import inputs
-from serve_app.bulk.messages import RowOrder
+from serve_app.bulk.lanes.messages import RowOrder
+from serve_app.bulk.lanes.service import ServiceLane
+from serve_app.bulk.lanes.service_client import ServiceModel
 from serve_app.bulk.outcomes import Code
-from serve_app.bulk.service_client import ServiceModel
-from serve_app.bulk.service_lanes import ServiceLane
 from serve_app.jobs.messages import GroupCondition
 from serve_app.schemas.render import RenderSpec
 from tests.bulk.folders import Bucket, names_in

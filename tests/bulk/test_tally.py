@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.bulk.messages import LaneStatus, RowReport
+from serve_app.bulk.lanes.messages import LaneStatus, RowReport
 from serve_app.bulk.outcomes import Code
 from serve_app.bulk.tally import Tally
 from serve_app.jobs.messages import GroupCondition

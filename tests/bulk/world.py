@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from serve_app.bulk.course import Course, Ending
-from serve_app.bulk.messages import LaneStatus, RowOrder, RowReport
+from serve_app.bulk.lanes.messages import LaneStatus, RowOrder, RowReport
 from serve_app.bulk.outcomes import Code, RowError
 from serve_app.bulk.row import BadRow
 from serve_app.bulk.table import RowTable

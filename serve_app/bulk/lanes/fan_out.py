@@ -24,7 +24,7 @@ from ray.data.datasource import Datasource, ReadTask
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 from ray.util.queue import Queue
 
-from serve_app.bulk.messages import RowOrder, RowReport
+from serve_app.bulk.lanes.messages import RowOrder, RowReport
 from serve_app.bulk.outcomes import Code, RowError
 
 _LOOK_EVERY_S = 60.0

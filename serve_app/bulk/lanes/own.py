@@ -27,9 +27,9 @@ from ray_cluster.placement import Placement, create_placement
 from ray_cluster.replica_group import GroupState
 from ray_cluster.restart_budget import RestartPolicy
 from serve_app.bulk.identity import checkpoint_digest
-from serve_app.bulk.messages import LaneStatus, RowOrder, RowReport
+from serve_app.bulk.lanes.messages import LaneStatus, RowOrder, RowReport
+from serve_app.bulk.lanes.row_renderer import Place, RowRenderer
 from serve_app.bulk.output import open_output
-from serve_app.bulk.row_renderer import Place, RowRenderer
 from serve_app.deployments.gang_source import GangSource, as_avatar_error, wait_ready
 from serve_app.deployments.leader import CONDITIONS
 from serve_app.deployments.render_group import group_bundles, replica_group

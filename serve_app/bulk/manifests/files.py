@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
-from serve_app.bulk.manifest_rows import (
+from serve_app.bulk.manifests.rows import (
     ENVELOPE_FIELDS,
     METADATA_PREFIX,
     RESUBMITTED_FIELDS,

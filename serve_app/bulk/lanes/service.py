@@ -17,12 +17,12 @@ from typing import Any, Self
 
 import ray
 
-from serve_app.bulk.failures import row_error
-from serve_app.bulk.messages import LaneStatus, RowOrder, RowReport
+from serve_app.bulk.lanes.failures import row_error
+from serve_app.bulk.lanes.messages import LaneStatus, RowOrder, RowReport
+from serve_app.bulk.lanes.service_client import ServiceClient, ServiceModel, ServiceRefusedError
 from serve_app.bulk.outcomes import Code, RowError
 from serve_app.bulk.output import RowOutput, open_output
 from serve_app.bulk.row import Document
-from serve_app.bulk.service_client import ServiceClient, ServiceModel, ServiceRefusedError
 from serve_app.errors import UnavailableError
 from serve_app.jobs.messages import GroupCondition
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import Protocol
 
-from serve_app.bulk.manifest_folders import (
+from serve_app.bulk.manifests.folders import (
     AudioFolder,
     Portraits,
     TaskFolder,

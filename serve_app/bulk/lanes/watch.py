@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from serve_app.bulk.messages import LaneStatus
+from serve_app.bulk.lanes.messages import LaneStatus
 from serve_app.jobs.messages import GroupCondition
 
 log = logging.getLogger(__name__)

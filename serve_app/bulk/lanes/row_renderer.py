@@ -14,9 +14,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from serve_app.bulk.failures import has_brought_down, is_begun, row_error, story_of
 from serve_app.bulk.inputs import local_copy
-from serve_app.bulk.messages import RowOrder, RowReport
+from serve_app.bulk.lanes.failures import has_brought_down, is_begun, row_error, story_of
+from serve_app.bulk.lanes.messages import RowOrder, RowReport
 from serve_app.bulk.outcomes import Code, RowError
 from serve_app.bulk.output import RowOutput
 from serve_app.bulk.row import Document

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
 
-from serve_app.bulk.manifest_rows import Place, base_of, read_row
-from serve_app.bulk.names import archive_name, stem_of
+from serve_app.bulk.manifests.names import archive_name, stem_of
+from serve_app.bulk.manifests.rows import Place, base_of, read_row
 from serve_app.bulk.outcomes import Code
 from serve_app.bulk.row import BadRow, Document, Entry
 from serve_app.rendering.task_file import MAX_BYTES, NoObjectError, parse_object

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from serve_app.bulk.names import check_custom_id, stem_of
+from serve_app.bulk.manifests.names import check_custom_id, stem_of
 from serve_app.bulk.outcomes import Code, RowError
 from serve_app.bulk.row import BadRow, Document, Entry
 from serve_app.errors import InvalidRequestError, did_you_mean, shown

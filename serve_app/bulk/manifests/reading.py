@@ -9,8 +9,8 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from serve_app.bulk.manifest_files import ENDINGS, ManifestFile, read_file
-from serve_app.bulk.manifest_folders import (
+from serve_app.bulk.manifests.files import ENDINGS, ManifestFile, read_file
+from serve_app.bulk.manifests.folders import (
     AUDIO_ENDINGS,
     AUDIO_PLACEHOLDERS,
     IMAGE_ENDINGS,
@@ -20,8 +20,8 @@ from serve_app.bulk.manifest_folders import (
     read_audio_folder,
     read_task_folder,
 )
-from serve_app.bulk.manifest_watch import AudioWatch, TaskWatch, Watch
-from serve_app.bulk.names import check_template
+from serve_app.bulk.manifests.names import check_template
+from serve_app.bulk.manifests.watch import AudioWatch, TaskWatch, Watch
 from serve_app.bulk.row import BadRow, Document, Entry
 from serve_app.errors import InputNotFoundError, InvalidRequestError, shown
 from serve_app.storage.folders import is_remote, open_folder, split_uri

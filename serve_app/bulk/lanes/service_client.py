@@ -13,7 +13,7 @@ from typing import Any, Self
 import httpx2
 
 from serve_app.bulk.inputs import local_copy
-from serve_app.bulk.messages import RowOrder
+from serve_app.bulk.lanes.messages import RowOrder
 from serve_app.bulk.outcomes import Code
 from serve_app.bulk.row import Document
 from serve_app.errors import UnavailableError
