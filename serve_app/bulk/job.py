@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import math
 import secrets
 import tempfile
 import time
@@ -136,6 +137,7 @@ class Driver:
         self._checker = job.checker()
         self._metrics = RunMetrics()
         self._synced_at = self._told_at = self._asked_at = time.monotonic()
+        self._polled_at = -math.inf
         self._is_cancelled = False
 
     @contextmanager
@@ -229,6 +231,9 @@ class Driver:
         """Takes what is new in a folder that is watched."""
         if watch is None:
             return False
+        if time.monotonic() - self._polled_at < self._limits.watch_every_s:
+            return True
+        self._polled_at = time.monotonic()
         new = watch.poll()
         if new:
             self._take(new)
