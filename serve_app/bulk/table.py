@@ -106,7 +106,7 @@ class RowTable:
     """All planned rows, longest first; whatever is asked for often takes no longer with a million of them."""
 
     def __init__(self, path: Path) -> None:
-        """Makes the table at `path`, in place of what is there."""
+        """Makes the table on the disk of `path`, where nobody else sees it."""
         path.unlink(missing_ok=True)
         self._rows = sqlite3.connect(path, isolation_level=None)
         self._rows.row_factory = sqlite3.Row
@@ -114,6 +114,7 @@ class RowTable:
         with _told(path):
             # A journal in memory takes back a row whose id is taken; nothing has to be durable.
             self._rows.executescript(f"PRAGMA journal_mode = MEMORY; PRAGMA synchronous = OFF; {_SCHEMA}")
+        path.unlink()  # what is open stays; its space is free again however this process ends
         self._path = path
 
     def __enter__(self) -> Self:

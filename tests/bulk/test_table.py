@@ -76,11 +76,13 @@ def test_rows_that_are_refused_leave_nothing_behind(table: RowTable) -> None:
     assert table.counts()[RowState.PENDING] == len(taken(table))
 
 
-def test_what_an_earlier_run_left_is_no_part_of_the_table(tmp_path: Path) -> None:
-    path = tmp_path / "rows.sqlite3"
-    path.write_bytes(b"no database at all")
-    with RowTable(path) as table:
-        assert table.counts()[RowState.PENDING] == 0
+def test_a_process_that_is_killed_leaves_no_table(tmp_path: Path) -> None:
+    (tmp_path / "rows.sqlite3").write_bytes(b"no database at all")
+    with RowTable(tmp_path / "rows.sqlite3") as table:
+        for number in range(3_000):
+            table.add(planned(f"row-{number}", number=number, spec={"prompt": "x" * 1_000}))
+        assert list(tmp_path.iterdir()) == []
+        assert len(taken(table)) == 3_000
 
 
 def test_a_row_that_shall_wait_is_not_due_before_its_time(table: RowTable) -> None:
