@@ -6,13 +6,14 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Never
 
 from tqdm import tqdm
 
 from serve_app.commands.layout_flags import LAYOUT_FLAGS, add_layout, given_layout
-from serve_app.errors import InputNotFoundError, InvalidRequestError
+from serve_app.errors import InputNotFoundError, InvalidRequestError, OutputError
 from serve_app.rendering.import_path import import_object
 from serve_app.schemas.render import DEFAULT_INFER_FRAMES, DEFAULT_SAMPLE_STEPS, DEFAULT_SEED, DEFAULT_SIZE
 
@@ -20,7 +21,7 @@ Document = Mapping[str, Any]
 
 DEFAULTS = ("preset", "size", "fit", "num_clip", "infer_frames", "sample_steps", "seed", "enable_online_decode")
 """Settings for rows that say nothing of them."""
-OF_AUDIO_DIR = ("image", "prompt", "name")
+PAUSED, FATAL = 5, 1
 OF_OWN_POOL = ("checkpoint", "layout", *LAYOUT_FLAGS, "gpus", "groups", "cpus_per_rank", "leader_cpus")
 
 
@@ -83,16 +84,28 @@ def _run(options: argparse.Namespace) -> int:
     if options.dry_run:
         return _validate(options)
     run_bulk: Any = import_object("serve_app.bulk.command:run_bulk")  # Ray takes a second to import
-    with options.stopping_later(), _Screen() as screen:
+    with options.stopping_later(), _Screen() as screen, _fatal():
         code, summary = run_bulk(settings_of(options), listener=screen, is_stopped=options.is_stopped)
     print(_summary(summary))
+    if code == PAUSED and summary["last_error"]:
+        print(f"live-avatar: paused, for too many attempts failed: {summary['last_error']['message']}", file=sys.stderr)
     if code:
         print(
             f"live-avatar: not all is done: {options.out}/errors.jsonl tells which rows failed and why, and is a "
-            f"manifest again; the same command continues: {shlex.join(sys.argv)}",
+            f"manifest again, for another --out; the same command continues: {shlex.join(sys.argv)}",
             file=sys.stderr,
         )
     return int(code)
+
+
+@contextmanager
+def _fatal() -> Iterator[None]:
+    """Lets a disk that is full end a job as what it is: no fault of the manifest, of which exit code 2 speaks."""
+    try:
+        yield
+    except OutputError as error:
+        error.exit_code = FATAL
+        raise
 
 
 def _validate(options: argparse.Namespace) -> int:

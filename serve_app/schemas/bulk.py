@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from serve_app.schemas.config import AppConfig, Frozen
 from serve_app.schemas.service import PoolConfig
@@ -38,6 +40,15 @@ class BulkLimits(Frozen):
     """How often a folder is looked at for new rows."""
     check_threads: int = Field(default=4, ge=1)
     """Rows whose inputs are read at once."""
+
+    @model_validator(mode="after")
+    def _check_heartbeat(self) -> Self:
+        if self.stale_after_s <= 2 * self.heartbeat_every_s:
+            raise ValueError(
+                f"stale_after_s {self.stale_after_s:g} is not above twice heartbeat_every_s {self.heartbeat_every_s:g}: "
+                "a driver that lives would count as gone; raise the first or lower the second"
+            )
+        return self
 
 
 class BulkConfig(AppConfig):

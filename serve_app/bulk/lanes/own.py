@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +25,7 @@ from ray_cluster.placement import Placement, create_placement
 from ray_cluster.replica_group import GroupState
 from ray_cluster.restart_budget import RestartPolicy
 from serve_app.bulk.identity import checkpoint_digest
+from serve_app.bulk.lanes.answers import Answers
 from serve_app.bulk.lanes.messages import LaneStatus, RowOrder, RowReport
 from serve_app.bulk.lanes.row_renderer import Place, RowRenderer
 from serve_app.bulk.output import open_output
@@ -78,8 +77,7 @@ class OwnLane:
             wait_ready=self._wait_ready,
         )
         self._checkpoint = pool.checkpoint
-        self._answers: dict[tuple[int, int], Future[RowReport]] = {}
-        self._answering = threading.Lock()
+        self._answers = Answers()
         self._open.enter_context(_gpu_csv(place, name))
         if ray.get_runtime_context().was_current_actor_reconstructed:  # Ray tells nobody else that it was
             self.start()
@@ -104,19 +102,12 @@ class OwnLane:
     @ray.method(concurrency_group="rows")
     def render(self, order: RowOrder) -> RowReport:
         """Obeys an order; one that came before is not obeyed again, but answered."""
-        with self._answering:
-            answer = self._answers.get((order.seq, order.attempt))
-            is_new = answer is None
-            if answer is None:
-                answer = self._answers[order.seq, order.attempt] = Future()
-        if is_new:
-            answer.set_result(self._renderer.render(order))
-        return answer.result()
+        return self._answers.of(order, self._renderer.render)
 
     @ray.method(concurrency_group="control")
     def forget(self, seq: int, attempt: int) -> None:
         """Lets go of an answer that has arrived."""
-        self._answers.pop((seq, attempt), None)
+        self._answers.forget(seq, attempt)
 
     @ray.method(concurrency_group="control")
     def status(self) -> LaneStatus:
@@ -127,7 +118,7 @@ class OwnLane:
             num_restarts=self._group.num_restarts,
             reason=self._group.last_reason,
             busy_s=self._renderer.busy_s,
-            orders=tuple(self._answers),
+            orders=self._answers.orders,
         )
         turn = self._renderer.now
         if turn is None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
-from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, Self
 
 import ray
 
+from serve_app.bulk.lanes.answers import Answers
 from serve_app.bulk.lanes.failures import row_error
 from serve_app.bulk.lanes.messages import LaneStatus, RowOrder, RowReport
 from serve_app.bulk.lanes.service_client import ServiceClient, ServiceModel, ServiceRefusedError
@@ -41,28 +41,24 @@ class ServiceLane:
         self._spool = tempfile.TemporaryDirectory()
         self._is_stopped = threading.Event()
         self._now: tuple[RowOrder, ServiceClient] | None = None
-        self._answers: dict[tuple[int, int], Future[RowReport]] = {}
+        self._answers = Answers()
         self._busy_s = 0.0
         self._stage = ""
 
     @ray.method(concurrency_group="rows")
     def render(self, order: RowOrder) -> RowReport:
         """Obeys an order; one that came before is not obeyed again, but answered."""
-        answer = self._answers.get((order.seq, order.attempt))
-        if answer is None:
-            answer = self._answers[order.seq, order.attempt] = Future()
-            answer.set_result(self._rendered(order))
-        return answer.result()
+        return self._answers.of(order, self._rendered)
 
     @ray.method(concurrency_group="control")
     def forget(self, seq: int, attempt: int) -> None:
         """Lets go of an answer that has arrived."""
-        self._answers.pop((seq, attempt), None)
+        self._answers.forget(seq, attempt)
 
     @ray.method(concurrency_group="control")
     def status(self) -> LaneStatus:
         """Returns what the service does for this lane; of a video it tells percents."""
-        told = LaneStatus(self._name, GroupCondition.READY, busy_s=self._busy_s, orders=tuple(self._answers))
+        told = LaneStatus(self._name, GroupCondition.READY, busy_s=self._busy_s, orders=self._answers.orders)
         if self._now is None:
             return told
         order, client = self._now
