@@ -45,7 +45,7 @@ class BulkLimits(Frozen):
     def _check_heartbeat(self) -> Self:
         if self.stale_after_s <= 2 * self.heartbeat_every_s:
             raise ValueError(
-                f"stale_after_s {self.stale_after_s:g} is not above twice heartbeat_every_s {self.heartbeat_every_s:g}: "
+                f"stale_after_s {self.stale_after_s:g} is not above 2 x heartbeat_every_s {self.heartbeat_every_s:g}: "
                 "a driver that lives would count as gone; raise the first or lower the second"
             )
         return self

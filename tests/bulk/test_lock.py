@@ -251,7 +251,7 @@ def test_a_bucket_that_is_away_at_the_end_hides_no_other_error(
     bucket = Bucket(tmp_path)
 
     def work() -> None:
-        with Owner().holds(bucket, limits=BulkLimits(stale_after_s=0.1)):
+        with Owner().holds(bucket, limits=BulkLimits(heartbeat_every_s=0.04, stale_after_s=0.1)):
             bucket.broken = frozenset(["read", "list"])
             bucket.list()
 
