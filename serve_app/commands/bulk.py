@@ -91,8 +91,8 @@ def _run(options: argparse.Namespace) -> int:
         print(f"live-avatar: paused, for too many attempts failed: {summary['last_error']['message']}", file=sys.stderr)
     if code:
         print(
-            f"live-avatar: not all is done: {options.out}/errors.jsonl tells which rows failed and why, and is a "
-            f"manifest again, for another --out; the same command continues: {shlex.join(sys.argv)}",
+            f"live-avatar: not all is done: {options.out}/errors.jsonl tells which rows failed and why, and a "
+            f"corrected copy of it is a manifest; the same command continues: {shlex.join(sys.argv)}",
             file=sys.stderr,
         )
     return int(code)

@@ -17,6 +17,7 @@ from pathlib import Path
 from serve_app.bulk.inputs import local_copy
 from serve_app.bulk.lanes.failures import has_brought_down, is_begun, row_error, story_of
 from serve_app.bulk.lanes.messages import RowOrder, RowReport
+from serve_app.bulk.lanes.result import MadeVideo, Published, result_of
 from serve_app.bulk.outcomes import Code, RowError
 from serve_app.bulk.output import RowOutput
 from serve_app.bulk.row import Document
@@ -179,7 +180,7 @@ class RowRenderer:
             turn.stage = "upload"
             sha256, num_bytes = output.publish()
             output.archive(order.archive_name)
-            result = output.commit(self._result(turn, output, made, sha256=sha256, num_bytes=num_bytes))
+            result = output.commit(self._result(turn, made, Published(output.uri, sha256, num_bytes)))
         else:
             output.archive(order.archive_name)
         turn.note("is done")
@@ -200,26 +201,15 @@ class RowRenderer:
                 is_cancelled=turn.is_over,
             )
 
-    def _result(self, turn: Turn, output: RowOutput, made: RenderResult, *, sha256: str, num_bytes: int) -> Document:
-        order = turn.order
-        return {
-            "custom_id": order.custom_id,
-            "row_key": order.row_key,
-            "uri": output.uri,
-            "sha256": sha256,
-            "num_bytes": num_bytes,
-            "size": str(made.size),
-            "num_frames": made.num_frames,
-            "seconds": made.seconds,
-            "render_s": round(made.render_seconds, 3),
-            "gpu_s": round(turn.busy_s * self._num_ranks, 3),
-            "attempts": order.attempt,
-            "group": self._lane,
-            "run_id": self._run_id,
-            "finished_at": round(time.time(), 3),
-            "metadata": order.metadata,
-            "warnings": list(order.warnings),
-        }
+    def _result(self, turn: Turn, made: RenderResult, published: Published) -> Document:
+        video = MadeVideo(
+            size=str(made.size),
+            num_frames=made.num_frames,
+            seconds=made.seconds,
+            render_s=round(made.render_seconds, 3),
+            gpu_s=round(turn.busy_s * self._num_ranks, 3),
+        )
+        return result_of(turn.order, video, published, lane=self._lane, run_id=self._run_id)
 
     def _failed(self, turn: Turn, error: Exception) -> RowReport:
         order = turn.order

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import tempfile
 import threading
-import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ import ray
 from serve_app.bulk.lanes.answers import Answers
 from serve_app.bulk.lanes.failures import row_error
 from serve_app.bulk.lanes.messages import LaneStatus, RowOrder, RowReport
+from serve_app.bulk.lanes.result import MadeVideo, Published, result_of
 from serve_app.bulk.lanes.service_client import ServiceClient, ServiceModel, ServiceRefusedError
 from serve_app.bulk.outcomes import Code, RowError
 from serve_app.bulk.output import RowOutput, open_output
@@ -104,31 +104,17 @@ class ServiceLane:
                 client.download(video["id"], sink)
             sha256, num_bytes = output.publish()
             output.archive(order.archive_name)
-            result = output.commit(self._result(order, output, video, sha256=sha256, num_bytes=num_bytes))
+            result = output.commit(self._result(order, video, Published(output.uri, sha256, num_bytes)))
             client.forget(video["id"])
         else:
             output.archive(order.archive_name)
         return RowReport(order.seq, order.attempt, self._name, result=result, busy_s=busy_s)
 
-    def _result(self, order: RowOrder, output: RowOutput, video: Document, *, sha256: str, num_bytes: int) -> Document:
-        return {
-            "custom_id": order.custom_id,
-            "row_key": order.row_key,
-            "uri": output.uri,
-            "sha256": sha256,
-            "num_bytes": num_bytes,
-            "size": video["size"],
-            "num_frames": video["num_frames"],
-            "seconds": float(video["seconds"]),
-            "render_s": video["inference_time_s"],
-            "gpu_s": video["inference_time_s"],
-            "attempts": order.attempt,
-            "group": self._name,
-            "run_id": self._run_id,
-            "finished_at": round(time.time(), 3),
-            "metadata": order.metadata,
-            "warnings": list(order.warnings),
-        }
+    def _result(self, order: RowOrder, video: Document, published: Published) -> Document:
+        """Returns the result of a video that the service made; its groups' sizes are its own affair."""
+        took_s = float(video["inference_time_s"])
+        made = MadeVideo(video["size"], video["num_frames"], float(video["seconds"]), render_s=took_s, gpu_s=took_s)
+        return result_of(order, made, published, lane=self._name, run_id=self._run_id)
 
     def _failed(self, order: RowOrder, error: Exception) -> RowReport:
         if isinstance(error, ServiceRefusedError):
