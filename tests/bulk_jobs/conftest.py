@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -14,18 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
-import ray
 
-from ray_cluster.local import MIB, LocalCluster, local_cluster
 from tests.bulk_jobs.manifests import write_inputs
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = "load_tests.cost_program:CostProgram"
 END_S = 240.0
-OF_RAY_DATA = ("_StatsActor", "ActorLocationTracker", "_AutoscalingCoordinatorActor")
-"""What Ray Data keeps once per cluster, for whoever uses it; it takes no resources and stays with the cluster."""
 SETTINGS: dict[str, Any] = {
     **dict.fromkeys(["manifest", "out", "audio_dir", "image", "prompt", "name", "url", "checkpoint", "gpus", "layout"]),
     **dict.fromkeys(["cpus_per_rank", "leader_cpus", "row_timeout_s", "max_attempts"]),
@@ -41,11 +35,46 @@ LIMITS = {"retry_after_s": 0.2, "progress_every_s": 0.3, "heartbeat_every_s": 0.
 POOL = {"cpus_per_rank": 0.1, "leader_cpus": 0.1, "cpu_memory_gib": 1.0}
 
 
-@pytest.fixture(scope="session")
-def bulk_ray() -> Iterator[LocalCluster]:
+@dataclass
+class BulkRay:
     """A cluster of the tests, on which drivers come and go."""
-    with local_cluster(num_cpus=4, num_gpus=0, object_store_bytes=256 * MIB) as started:
-        yield started
+
+    process: subprocess.Popen[str]
+    address: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def tell(self) -> dict[str, Any]:
+        """Returns what it tells next."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("told: "):
+                return dict(json.loads(line.removeprefix("told: ")))
+        raise AssertionError(f"the cluster ended with {self.process.wait()}")
+
+    def look(self) -> dict[str, Any]:
+        """Returns what is on it: `left`, `ranks`, `plasma_bytes`."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("look\n")
+        self.process.stdin.flush()
+        return self.tell()
+
+    def until_empty(self, *, within_s: float = 60.0) -> None:
+        """Waits until nothing of a job that ended is left."""
+        deadline = time.monotonic() + within_s
+        while left := self.look()["left"]:
+            assert time.monotonic() < deadline, left
+            time.sleep(0.05)
+
+
+@pytest.fixture(scope="session")
+def bulk_ray() -> Iterator[BulkRay]:
+    """A cluster in a process of its own: this one may be connected to another."""
+    command = [sys.executable, "-m", "tests.bulk_jobs.cluster_process"]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        cluster = BulkRay(process)
+        told = cluster.tell()
+        cluster.address, cluster.environment = told["address"], told["environment"]
+        yield cluster
 
 
 @dataclass
@@ -78,7 +107,7 @@ class Job:
 
 
 @contextmanager
-def job(folder: Path, cluster: LocalCluster | None, manifest: Path | str, *, out: str, **given: Any) -> Iterator[Job]:
+def job(folder: Path, cluster: BulkRay | None, manifest: Path | str, *, out: str, **given: Any) -> Iterator[Job]:
     """Starts a driver, without a cluster in a Ray of its own; whatever happens, it is gone afterwards."""
     limits, pool, gang = (given.pop(name, {}) for name in ("limits", "pool_changes", "gang"))
     program, env = given.pop("program", PROGRAM), given.pop("env", {})
@@ -118,46 +147,6 @@ def eventually(is_so: Callable[[], bool], *, within_s: float = 30.0) -> None:
         time.sleep(0.05)
 
 
-def until_cluster_is_empty(*, within_s: float = 30.0) -> None:
-    deadline = time.monotonic() + within_s
-    while left := left_on_cluster():
-        assert time.monotonic() < deadline, left
-        time.sleep(0.05)
-
-
-def rank_processes() -> list[psutil.Process]:
-    """Returns the rank actors of the tests' own cluster: Ray names its processes."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            if " ".join(process.cmdline()).startswith("ray::RankActor"):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
-def live_actors() -> list[str]:
-    """Returns the classes of actors that are not dead."""
-    state: Any = ray._private.state.state
-    return [actor["ActorClassName"] for actor in state.actor_table(None).values() if actor["State"] != "DEAD"]
-
-
-def live_placement_groups() -> int:
-    state: Any = ray._private.state.state
-    return sum(group["state"] != "REMOVED" for group in state.placement_group_table().values())
-
-
-def left_on_cluster() -> list[str]:
-    """Returns what a job that ended should not have left."""
-    actors = live_actors()
-    for shared in OF_RAY_DATA:
-        if shared in actors:
-            actors.remove(shared)
-    groups = [f"{live_placement_groups()} placement groups"] if live_placement_groups() else []
-    return actors + groups + [str(process) for process in rank_processes()]
-
-
 def ledger(out: Path) -> list[dict[str, Any]]:
     """Returns the steps of all runs, in order."""
     lines = [line for path in sorted((out / "ledger").iterdir()) for line in path.read_text().splitlines()]
@@ -166,7 +155,3 @@ def ledger(out: Path) -> list[dict[str, Any]]:
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def kill_hard(process: psutil.Process) -> None:
-    process.send_signal(signal.SIGKILL)

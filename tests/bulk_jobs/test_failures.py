@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ray_cluster.local import LocalCluster
-from tests.bulk_jobs.conftest import ROOT, job, ledger, lines_of, until_cluster_is_empty
+from tests.bulk_jobs.conftest import ROOT, BulkRay, job, ledger, lines_of
 from tests.bulk_jobs.manifests import good_row, write_manifest, write_voice
 
 LONG_S = 15.0
@@ -27,7 +26,7 @@ def attempts_of(out: Path, custom_id: str) -> list[str]:
     return ["done" if step["error"] is None else step["error"]["code"] for step in steps]
 
 
-def test_each_kind_of_failure_has_its_code_and_its_attempts(bulk_ray: LocalCluster, folder: Path) -> None:
+def test_each_kind_of_failure_has_its_code_and_its_attempts(bulk_ray: BulkRay, folder: Path) -> None:
     acts = {
         "dies": "act:die always",
         "died-once": f"act:die once:{folder / 'died'}",
@@ -58,7 +57,7 @@ def test_each_kind_of_failure_has_its_code_and_its_attempts(bulk_ray: LocalClust
     assert (results["died-once"], results["row-010"]) == (2, 1)
 
 
-def test_a_broken_fleet_pauses_the_job_and_the_rest_waits(bulk_ray: LocalCluster, folder: Path) -> None:
+def test_a_broken_fleet_pauses_the_job_and_the_rest_waits(bulk_ray: BulkRay, folder: Path) -> None:
     rows: list[Any] = [good_row(number, prompt="act:nan always") for number in range(30)]
     manifest = write_manifest(folder / "manifest.jsonl", rows)
     limits = {"breaker_window": 4, "max_attempts": 1}
@@ -69,7 +68,7 @@ def test_a_broken_fleet_pauses_the_job_and_the_rest_waits(bulk_ray: LocalCluster
     assert summary["rows"]["waiting"] == 30 - summary["rows"]["failed"]
 
 
-def test_a_job_is_cancelled_by_another_process_and_continued(bulk_ray: LocalCluster, folder: Path) -> None:
+def test_a_job_is_cancelled_by_another_process_and_continued(bulk_ray: BulkRay, folder: Path) -> None:
     write_voice(folder / "long.wav", LONG_S)
     rows = [good_row(number, audio="long.wav", sample_steps=10) for number in range(5)]
     manifest, out = write_manifest(folder / "manifest.jsonl", [*rows, good_row(5)]), folder / "out"
@@ -84,7 +83,7 @@ def test_a_job_is_cancelled_by_another_process_and_continued(bulk_ray: LocalClus
     rows = summary["rows"]
     assert (code, rows["failed"], rows["done"] + rows["waiting"]) == (4, 0, 6)
     assert rows["waiting"] > 0
-    until_cluster_is_empty()
+    bulk_ray.until_empty()
     assert bulk("cancel", str(out), cwd=ROOT).returncode == 2
     with job(folder, bulk_ray, manifest, out=str(out), groups=2) as running:
         code, summary = running.end()
@@ -92,7 +91,7 @@ def test_a_job_is_cancelled_by_another_process_and_continued(bulk_ray: LocalClus
     assert json.loads(bulk("report", str(out), cwd=ROOT).stdout)["state"] == "all_good"
 
 
-def test_a_watch_takes_what_comes_until_it_is_stopped(bulk_ray: LocalCluster, folder: Path) -> None:
+def test_a_watch_takes_what_comes_until_it_is_stopped(bulk_ray: BulkRay, folder: Path) -> None:
     queue, out = folder / "task_queue", folder / "out"
     queue.mkdir()
     task = {
@@ -111,7 +110,7 @@ def test_a_watch_takes_what_comes_until_it_is_stopped(bulk_ray: LocalCluster, fo
     assert {path.name for path in out.glob("task_*")} == {"task_001", "task_002"}
 
 
-def test_rows_that_changed_are_made_again_and_only_they(bulk_ray: LocalCluster, folder: Path) -> None:
+def test_rows_that_changed_are_made_again_and_only_they(bulk_ray: BulkRay, folder: Path) -> None:
     rows: list[Any] = [good_row(number) for number in range(3)]
     manifest, out = write_manifest(folder / "manifest.jsonl", rows), folder / "out"
     with job(folder, bulk_ray, manifest, out=str(out), groups=1) as running:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from ray._private.internal_api import memory_summary
 
-from ray_cluster.local import LocalCluster
-from tests.bulk_jobs.conftest import ROOT, job
+from tests.bulk_jobs.conftest import ROOT, BulkRay, job
 from tests.bulk_jobs.manifests import good_row, write_manifest
 
 MIB = 2**20
@@ -26,7 +23,7 @@ print(json.dumps({"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxr
 """
 
 
-def peaks(cluster: LocalCluster, folder: Path, count: int) -> tuple[float, float]:
+def peaks(cluster: BulkRay, folder: Path, count: int) -> tuple[float, float]:
     """Returns the peaks of the driver's memory and of Ray's object store, in bytes, over a job of so many rows."""
     folder.mkdir()
     rows = [good_row(number, custom_id=f"row-{number}", image=str(folder.parent / "me.png")) for number in range(count)]
@@ -37,7 +34,7 @@ def peaks(cluster: LocalCluster, folder: Path, count: int) -> tuple[float, float
 
         def note(told: dict[str, object]) -> bool:
             if "progress" in told:
-                stored.append(plasma_bytes(cluster))
+                stored.append(cluster.look()["plasma_bytes"])
             return "peak_bytes" in told
 
         peak = running.until(note)["peak_bytes"]
@@ -51,15 +48,8 @@ def say(line: str) -> None:
     sys.stdout.write(f"{line}\n")
 
 
-def plasma_bytes(cluster: LocalCluster) -> float:
-    """Returns what the object store holds now."""
-    told = memory_summary(cluster.address, stats_only=True)
-    (mib,) = re.findall(r"Plasma memory usage (\d+) MiB", told)
-    return float(mib) * MIB
-
-
 @pytest.mark.large
-def test_memory_is_as_flat_over_five_hundred_rows_as_over_fifty(bulk_ray: LocalCluster, folder: Path) -> None:
+def test_memory_is_as_flat_over_five_hundred_rows_as_over_fifty(bulk_ray: BulkRay, folder: Path) -> None:
     few_driver, few_store = peaks(bulk_ray, folder / "few", 50)
     many_driver, many_store = peaks(bulk_ray, folder / "many", 500)
     figures = (few_driver, many_driver, few_store, many_store)

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ray_cluster.local import LocalCluster
-from tests.bulk_jobs.conftest import (
-    job,
-    kill_hard,
-    ledger,
-    lines_of,
-    rank_processes,
-    until_cluster_is_empty,
-)
+from tests.bulk_jobs.conftest import BulkRay, job, ledger, lines_of
 from tests.bulk_jobs.manifests import mixed_rows, write_manifest
 
 COUNT = 200
@@ -25,16 +19,16 @@ def results(out: Path) -> dict[str, tuple[float, bytes]]:
     return {path.parent.name: (path.stat().st_mtime, path.read_bytes()) for path in out.glob("*/result.json")}
 
 
-def test_every_good_row_is_made_once_whatever_is_killed(bulk_ray: LocalCluster, folder: Path) -> None:
+def test_every_good_row_is_made_once_whatever_is_killed(bulk_ray: BulkRay, folder: Path) -> None:
     rows, num_bad = mixed_rows(COUNT, bad_share=0.05)
     manifest, out = write_manifest(folder / "manifest.jsonl", rows), folder / "out"
     num_good = COUNT - sum(num_bad.values())
     with job(folder, bulk_ray, manifest, out=str(out)) as first:
         first.has_done(10)
-        kill_hard(rank_processes()[0])
+        os.kill(bulk_ray.look()["ranks"][0], signal.SIGKILL)
         first.has_done(num_good // 2)
         first.process.kill()
-    until_cluster_is_empty()
+    bulk_ray.until_empty()
     before = results(out)
     assert num_good // 2 <= len(before) < num_good
     with job(folder, bulk_ray, manifest, out=str(out)) as second:
@@ -43,7 +37,7 @@ def test_every_good_row_is_made_once_whatever_is_killed(bulk_ray: LocalCluster, 
     after = results(out)
     assert {name: after[name] for name in before} == before
     check_nothing_was_made_twice(out, before=set(before))
-    until_cluster_is_empty()
+    bulk_ray.until_empty()
     with job(folder, bulk_ray, manifest, out=str(out)) as third:
         code, summary = third.end()
     assert (code, summary["rows"]["skipped"], summary["attempts"]) == (3, num_good, 0)

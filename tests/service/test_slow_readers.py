@@ -14,7 +14,9 @@ from tests.service.conftest import ANSWER_S, Server
 
 MIB = 2**20
 FILE_BYTES = 128 * MIB
-ALLOWED_BYTES = FILE_BYTES // 4
+WINDOWS_BYTES = FILE_BYTES // 4
+ALLOWED_BYTES = FILE_BYTES // 2
+"""Of memory: heaps grow with what passes through; a reader whose video is kept for it takes all of FILE_BYTES."""
 ROLES = ("ray::ProxyActor", "ray::ServeReplica:live-avatar:Ingress")
 
 
@@ -60,7 +62,7 @@ def test_of_a_video_that_nobody_reads_on_no_more_than_a_window_leaves_the_file(s
         assert b" 200 OK" in reader.head
         with server.client.stream("GET", path) as answer:  # by the time that this has the whole, so could the other
             assert sum(map(len, answer.iter_bytes())) == FILE_BYTES
-        assert read_bytes(server) - before[0] < FILE_BYTES + ALLOWED_BYTES
+        assert read_bytes(server) - before[0] < FILE_BYTES + WINDOWS_BYTES
         assert memory_bytes(server) - before[1] < ALLOWED_BYTES
         assert reader.rest() == FILE_BYTES
     assert server.client.delete(f"/v1/videos/{video_id}").status_code == 200
