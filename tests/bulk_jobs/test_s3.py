@@ -17,7 +17,7 @@ from tests.storage.s3_servers import SECRET, S3Server
 
 __all__ = ["moto", "rclone"]
 
-COUNT = 16
+COUNT = 8
 
 
 def upload(server: S3Server, bucket: str, folder: Path) -> None:
