@@ -84,6 +84,7 @@ class Checker:
         origin = {
             "original": entry.original,
             "base": entry.base,
+            "sha256": {"image": image.sha256, "audio": audio.sha256},
             "metadata": dict(entry.metadata),
             "archive_name": self._archive_name(entry, image, audio),
             "warnings": [warning.message for warning in video.warnings],

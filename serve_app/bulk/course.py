@@ -194,6 +194,7 @@ class Course:
             custom_id=row.custom_id,
             attempt=row.attempts,
             spec=row.spec,
+            sha256=row.origin["sha256"],
             row_key=row_key(row.body_key, model=self._model),
             limit_s=min(limit_s, limits.row_most_s or limit_s),
             metadata=row.origin["metadata"],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import posixpath
 import tempfile
 import threading
 from collections import OrderedDict
@@ -14,13 +13,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from serve_app.errors import InputNotFoundError, InvalidRequestError, shown
+from serve_app.errors import InputNotFoundError, InvalidRequestError, StorageError, UnsupportedMediaError, shown
+from serve_app.media.files import check_bytes
 from serve_app.rendering.inputs import facts_of
 from serve_app.schemas.config import AppConfig
-from serve_app.storage.base import Folder
+from serve_app.storage.base import Folder, Listed
 from serve_app.storage.disk import told_reading
 from serve_app.storage.files import Facts, Kind
-from serve_app.storage.folders import is_remote, open_folder, split_uri
+from serve_app.storage.folders import is_remote, join, open_folder, split_uri
 
 _FOLDERS = {"image": "inputs/images", "audio": "inputs/audios"}
 _CHUNK_BYTES = 1 << 20
@@ -34,7 +34,6 @@ class InputFile:
 
     uri: str
     sha256: str
-    num_bytes: int
     facts: Facts
 
 
@@ -48,23 +47,29 @@ class InputReader:
 
     def read(self, written: str, *, base: str, kind: Kind) -> InputFile:
         """Returns what is in an input of a row; raises InputNotFoundError, UnsupportedMediaError or StorageError."""
-        uri, version = _located(written, base, kind)
-        key = (uri, f"{kind} {version}")
+        uri, there = _located(written, base, kind)
+        key = (uri, f"{kind} {there.version}")
         with self._lock:
             if key in self._known:
                 self._known.move_to_end(key)
                 return self._known[key]
-        found = self._inspected(uri, kind)
+        found = self._inspected(uri, there, kind)
         with self._lock:
             self._known[key] = found
             if len(self._known) > _REMEMBERED:
                 self._known.popitem(last=False)
         return found
 
-    def _inspected(self, uri: str, kind: Kind) -> InputFile:
-        with local_copy(uri) as path, told_reading(path):
-            facts = facts_of(path, kind, config=self._config)
-            return InputFile(uri, _digest(path), path.stat().st_size, facts)
+    def _inspected(self, uri: str, there: Listed, kind: Kind) -> InputFile:
+        limits = self._config.image if kind == "image" else self._config.audio
+        check_bytes(uri, there.num_bytes, limits.max_bytes, kind)  # before it is fetched
+        with local_copy(uri) as path, told_reading(path), _named(uri, path):
+            found = InputFile(uri, _digest(path), facts_of(path, kind, config=self._config))
+        if _stat(uri).version != there.version:
+            raise StorageError(
+                f'"{uri}" was changed while it was read', remedy="start the job again, once nobody writes it"
+            )
+        return found
 
 
 @contextmanager
@@ -80,20 +85,51 @@ def local_copy(uri: str) -> Iterator[Path]:
         yield path
 
 
+@contextmanager
+def checked_copy(uri: str, *, sha256: str) -> Iterator[Path]:
+    """Yields a file as `local_copy` does; raises InvalidRequestError when it is not the one that was checked."""
+    with local_copy(uri) as path:
+        with told_reading(path):
+            is_same = _digest(path) == sha256
+        if not is_same:
+            raise InvalidRequestError(
+                f'"{uri}" has changed since the rows were checked',
+                remedy="start the job again: it checks the row anew, and renders it with what is there then",
+            )
+        yield path
+
+
+@contextmanager
+def _named(uri: str, path: Path) -> Iterator[None]:
+    """Has errors name the address that the user knows, not the copy."""
+    try:
+        yield
+    except UnsupportedMediaError as error:
+        raise type(error)(error.message.replace(str(path), uri), remedy=error.remedy, param=error.param) from error
+
+
 @lru_cache(maxsize=256)
 def _folder(uri: str) -> Folder:
     """Returns a folder; a bucket's keeps its connections."""
     return open_folder(uri)
 
 
-def _located(written: str, base: str, kind: Kind) -> tuple[str, str]:
-    """Returns the first place where a file of that name is, and its version there."""
-    places = dict.fromkeys(_places(written, base, kind))
+def _stat(uri: str) -> Listed:
+    """Returns what is known of a file; raises InvalidRequestError for what names none."""
+    folder, name = split_uri(uri)
+    try:
+        return _folder(folder).stat(name)
+    except InvalidRequestError as error:
+        raise InputNotFoundError(error.message, remedy=error.remedy) from error
+
+
+def _located(written: str, base: str, kind: Kind) -> tuple[str, Listed]:
+    """Returns the first place where a file of that name is, and what is known of it there."""
+    places = _places(written, base, kind)
     for place in places:
-        folder, name = split_uri(place)
         try:
-            return place, _folder(folder).stat(name).version
-        except (InputNotFoundError, InvalidRequestError):
+            return place, _stat(place)
+        except InputNotFoundError:
             continue
     listed = ", ".join(f'"{place}"' for place in places)
     raise InputNotFoundError(
@@ -103,19 +139,20 @@ def _located(written: str, base: str, kind: Kind) -> tuple[str, str]:
     )
 
 
-def _places(written: str, base: str, kind: Kind) -> Iterator[str]:
-    """Yields where an input may be: beside the manifest, or where users keep it: inputs/images, inputs/audios."""
-    for folder in ("", _FOLDERS[kind], f"../{_FOLDERS[kind]}"):
-        yield _resolved(base, folder, written)
+def _places(written: str, base: str, kind: Kind) -> list[str]:
+    """Returns where an input may be: beside the manifest, or where users keep it: inputs/images, inputs/audios."""
+    folders = (base, join(base, _FOLDERS[kind]), join(base, f"../{_FOLDERS[kind]}"))
+    return list(dict.fromkeys(_without_dots(join(folder, written)) for folder in folders))
 
 
-def _resolved(base: str, *parts: str) -> str:
-    """Returns a path or address without "..", which no bucket knows; a full one among the parts counts alone."""
-    if is_remote(parts[-1]):
-        return parts[-1]
-    if not is_remote(base):
-        return os.path.normpath(os.path.join(base, *parts))  # noqa: PTH118  (text that may be no path at all)
-    return "s3:/" + posixpath.normpath(posixpath.join("/", base.removeprefix("s3://"), *parts))
+def _without_dots(uri: str) -> str:
+    """Returns a path without "..", as the disk understands it: behind a link that is the folder above its target."""
+    path = Path(uri)
+    if is_remote(uri) or ".." not in path.parts:
+        return uri
+    if path.name == "..":
+        return os.path.realpath(path)
+    return str(Path(os.path.realpath(path.parent)) / path.name)
 
 
 def _digest(path: Path) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from serve_app.bulk.row import Document
 from serve_app.errors import InputNotFoundError, OutputError
-from serve_app.storage.base import Folder, VideoSink
+from serve_app.storage.base import Folder, Stored, VideoSink
 from serve_app.storage.disk import told_writing
 from serve_app.storage.folders import is_remote, open_folder
 from serve_app.storage.local import local_file
@@ -83,19 +83,24 @@ class RowOutput:
         return True
 
     def commit(self, result: Document) -> Document:
-        """Makes the row done; returns the result that counts: another driver's, where that was first.
+        """Makes the row done; returns the result that counts: another attempt's, where that was first.
 
-        Raises OutputError when what is there is of another key.
+        Where that one made other bytes they are replaced, and so is its result. Raises OutputError when what is there
+        is of another key.
         """
-        if self.folder.write_if(self._name(RESULT), json.dumps(result, indent=1).encode(), replaces=None):
-            return result
-        there = self.result()
-        if there is None or there["row_key"] != result["row_key"]:
-            raise OutputError(
-                f'"{self.folder.uri(self._name(RESULT))}" was written meanwhile, for another row',
-                remedy="let one job write to a folder; start this one again",
-            )
-        return there
+        name, content, version = self._name(RESULT), json.dumps(result, indent=1).encode(), None
+        while not self.folder.write_if(name, content, replaces=version):
+            stored = self.folder.read(name)
+            there = _parsed(stored)
+            if stored is None or there is None or there["row_key"] != result["row_key"]:
+                raise OutputError(
+                    f'"{self.folder.uri(name)}" was written meanwhile, for another row',
+                    remedy="let one job write to a folder; start this one again",
+                )
+            if there["sha256"] == result["sha256"]:
+                return there
+            version = stored.version
+        return result
 
     def write_log(self, attempt: int, text: str) -> str:
         """Keeps what happened in an attempt; returns where."""
@@ -114,14 +119,15 @@ class RowOutput:
 
 def read_result(folder: Folder, custom_id: str) -> Document | None:
     """Returns the result of a row; one that a crash spoiled is none."""
-    stored = folder.read(f"{custom_id}/{RESULT}")
-    if stored is None:
-        return None
+    return _parsed(folder.read(f"{custom_id}/{RESULT}"))
+
+
+def _parsed(stored: Stored | None) -> Document | None:
     try:
-        result = json.loads(stored.content)
+        result = None if stored is None else json.loads(stored.content)
     except ValueError:
         return None
-    return result if isinstance(result, dict) and "row_key" in result else None
+    return result if isinstance(result, dict) and {"row_key", "sha256"} <= result.keys() else None
 
 
 def committed(folder: Folder) -> Iterator[str]:

@@ -37,7 +37,7 @@ class Entry:
 class BadRow:
     """A row that will not be rendered, and why. What is no JSON object stands in `original` as {"raw": text}.
 
-    `base` is that of the manifest, so that the row means the same inputs when it is submitted again.
+    With `base` the row means the same inputs when it is submitted again; "": what the row itself says there is wrong.
     """
 
     number: int
@@ -48,5 +48,5 @@ class BadRow:
 
     def as_json(self) -> dict[str, Any]:
         """Returns the line of errors.jsonl: a manifest's row again, with its error."""
-        where = {} if "base" in self.original else {"base": self.base}
+        where = {"base": self.base} if self.base else {}
         return {**self.original, **where, "line": self.number, "error": self.error.as_json()}

@@ -60,9 +60,9 @@ class RowState(enum.StrEnum):
 class PlannedRow:
     """A row that may be rendered. `spec` is a RenderSpec as JSON, its inputs as full paths or s3:// addresses.
 
-    `origin` is what reports tell of where it comes from: original, base, metadata, archive_name, warnings. `body_key`
-    is of the spec and of what is in its inputs; with the model it makes the key of the row. `predicted_s` is by
-    arithmetic.
+    `origin` is what reports and lanes are told of where it comes from: original, base, sha256 of its inputs, metadata,
+    archive_name, warnings. `body_key` is of the spec and of what is in its inputs; with the model it makes the key of
+    the row. `predicted_s` is by arithmetic.
     """
 
     number: int

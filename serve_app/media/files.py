@@ -20,11 +20,23 @@ def open_input(path: Path, *, max_bytes: int, param: str) -> BinaryIO:
         # A pipe or a device would block or never end, so the kind is checked before the file is opened.
         if not stat.S_ISREG(status.st_mode):
             raise _not_found(f'"{path}" is not a regular file', param)
-        _check_bytes(path, status.st_size, max_bytes, param)
+        check_bytes(str(path), status.st_size, max_bytes, param)
         return path.open("rb")
     # ValueError: a name with a NUL byte.
     except (OSError, ValueError) as error:
         raise _not_found(f'"{path}" cannot be read: {_reason(error)}', param) from error
+
+
+def check_bytes(name: str, num_bytes: int, max_bytes: int, param: str) -> None:
+    """Raises UnsupportedMediaError for a file that is empty, or larger than `max_bytes`."""
+    if num_bytes == 0:
+        raise UnsupportedMediaError(f'"{name}" is empty', remedy=f"give the path of a whole {param} file", param=param)
+    if num_bytes > max_bytes:
+        raise UnsupportedMediaError(
+            f'"{name}" has {num_bytes} bytes; allowed are {max_bytes}',
+            remedy=f"give a smaller {param} file",
+            param=param,
+        )
 
 
 def _not_found(message: str, param: str) -> InputNotFoundError:
@@ -33,14 +45,3 @@ def _not_found(message: str, param: str) -> InputNotFoundError:
 
 def _reason(error: OSError | ValueError) -> str:
     return error.strerror or str(error) if isinstance(error, OSError) else str(error)
-
-
-def _check_bytes(path: Path, num_bytes: int, max_bytes: int, param: str) -> None:
-    if num_bytes == 0:
-        raise UnsupportedMediaError(f'"{path}" is empty', remedy=f"give the path of a whole {param} file", param=param)
-    if num_bytes > max_bytes:
-        raise UnsupportedMediaError(
-            f'"{path}" has {num_bytes} bytes; allowed are {max_bytes}',
-            remedy=f"give a smaller {param} file",
-            param=param,
-        )

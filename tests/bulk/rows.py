@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import wave
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ def planned(custom_id: str = "row", *, number: int = 1, predicted_s: float = 1.0
     origin = {
         "original": {"custom_id": custom_id},
         "base": "/in",
+        "sha256": {"image": "of the image", "audio": "of the audio"},
         "metadata": {},
         "archive_name": changes.pop("archive_name", None),
         "warnings": [],
@@ -66,5 +68,12 @@ def order(folder: Path, custom_id: str = "row", **changes: Any) -> RowOrder:
         write_portrait(inputs["image"])
         write_voice(inputs["audio"])
     spec = {**{name: str(path) for name, path in inputs.items()}, "prompt": PROMPT, "size": "64*64"}
-    values = {"seq": 1, "attempt": 1, "spec": {**spec, **changes.pop("spec", {})}, "row_key": "k1", "limit_s": 60.0}
+    values = {
+        "seq": 1,
+        "attempt": 1,
+        "spec": {**spec, **changes.pop("spec", {})},
+        "sha256": {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in inputs.items()},
+        "row_key": "k1",
+        "limit_s": 60.0,
+    }
     return RowOrder(custom_id=custom_id, **{**values, **changes})

@@ -10,7 +10,7 @@ import pytest
 from serve_app.bulk.lanes.answers import Answers
 from serve_app.bulk.lanes.messages import RowOrder, RowReport
 
-ORDER = RowOrder(seq=1, custom_id="a", attempt=2, spec={}, row_key="k", limit_s=1.0)
+ORDER = RowOrder(seq=1, custom_id="a", attempt=2, spec={}, sha256={}, row_key="k", limit_s=1.0)
 
 
 def test_who_asks_meanwhile_waits_for_the_same_report() -> None:

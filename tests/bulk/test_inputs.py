@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from serve_app.bulk import inputs
-from serve_app.bulk.inputs import InputReader, local_copy
-from serve_app.errors import InputNotFoundError, StorageError, UnsupportedMediaError
-from serve_app.schemas.config import AppConfig
+from serve_app.bulk.inputs import InputReader, checked_copy, local_copy
+from serve_app.errors import InputNotFoundError, InvalidRequestError, StorageError, UnsupportedMediaError
+from serve_app.schemas.config import AppConfig, ImageLimits
 from serve_app.storage.files import AudioFacts, ImageFacts
 from serve_app.storage.local_folder import LocalFolder
 from tests.bulk.folders import Bucket
@@ -48,6 +48,7 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     def open_folder(uri: str) -> LocalFolder:
         if not uri.startswith("s3://"):
             return LocalFolder(Path(uri))
+        assert f"{uri}/".startswith("s3://bucket/"), "somebody else's bucket"
         folder = Bucket(root / uri.removeprefix("s3://bucket").strip("/"))
         folder.broken = there.broken
         return folder
@@ -64,7 +65,7 @@ def test_what_is_in_an_input_is_told_with_the_digest_of_its_bytes(tmp_path: Path
     assert image.facts == ImageFacts(width=300, height=200)
     assert isinstance(audio.facts, AudioFacts)
     assert audio.facts.seconds == 2.0
-    assert (image.uri, image.num_bytes) == (str(portrait), portrait.stat().st_size)
+    assert image.uri == str(portrait)
     assert audio.sha256 == hashlib.sha256(voice.read_bytes()).hexdigest()
 
 
@@ -99,7 +100,7 @@ def test_few_inputs_are_remembered(
     paths = [write_portrait(tmp_path / f"{name}.png") for name in "abc"]
     a, b, c = paths
     for path in (a, b, a, c, a, c, b):
-        reader.read(str(path), base="", kind="image")
+        reader.read(str(path), base="/", kind="image")
     assert decoded == [a, b, c, b]
     assert len(reader._known) == 2
 
@@ -124,7 +125,7 @@ def test_any_number_of_threads_may_read(tmp_path: Path, reader: InputReader) -> 
 
     def read_all() -> None:
         for path in paths:
-            found.append(reader.read(str(path), base="", kind="image").sha256)  # noqa: PERF401  (as threads do)
+            found.append(reader.read(str(path), base="/", kind="image").sha256)  # noqa: PERF401  (as threads do)
 
     threads = [threading.Thread(target=read_all) for _ in range(4)]
     for thread in threads:
@@ -162,6 +163,67 @@ def test_an_input_that_is_in_no_place_of_a_bucket_names_all_of_them(reader: Inpu
         reader.read("me.png", base="s3://bucket/jobs", kind="image")
     for place in ("jobs/me.png", "jobs/inputs/images/me.png", "bucket/inputs/images/me.png"):
         assert place in told.value.message
+
+
+@pytest.mark.usefixtures("bucket")
+@pytest.mark.parametrize("written", ["me.png", "../me.png", "../../other/me.png"])
+def test_no_way_leads_out_of_a_bucket(reader: InputReader, written: str) -> None:
+    with pytest.raises(InputNotFoundError, match="s3://bucket/"):
+        reader.read(written, base="s3://bucket", kind="image")
+
+
+def test_a_folder_above_is_that_of_the_disk_and_not_of_the_name(tmp_path: Path, reader: InputReader) -> None:
+    path = write_portrait(tmp_path / "mount" / "inputs" / "images" / "me.png")
+    (tmp_path / "mount" / "tasks").mkdir()
+    (tmp_path / "tasks").symlink_to(tmp_path / "mount" / "tasks")
+    found = reader.read("me.png", base=str(tmp_path / "tasks"), kind="image")
+    assert Path(found.uri).samefile(path)
+
+
+def test_what_is_too_large_for_an_input_is_not_fetched(tmp_path: Path, bucket: Bucket) -> None:
+    path = write_portrait(tmp_path / "bucket" / "me.png")
+    limits = ImageLimits(max_bytes=path.stat().st_size - 1)
+    bucket.broken = frozenset(["fetch"])
+    with pytest.raises(UnsupportedMediaError, match=r"s3://bucket/me\.png\" has .* bytes; allowed are"):
+        InputReader(AppConfig(image=limits)).read("me.png", base="s3://bucket", kind="image")
+
+
+@pytest.mark.usefixtures("bucket")
+def test_what_is_wrong_with_an_input_is_told_of_its_address(tmp_path: Path, reader: InputReader) -> None:
+    path = tmp_path / "bucket" / "me.png"
+    path.parent.mkdir()
+    path.write_bytes(b"no picture")
+    with pytest.raises(UnsupportedMediaError) as told:
+        reader.read("me.png", base="s3://bucket", kind="image")
+    assert '"s3://bucket/me.png" is not a readable image' in told.value.message
+    assert "avatar-input" not in str(told.value)
+
+
+def test_an_input_that_changes_while_it_is_read_is_known_as_neither(
+    tmp_path: Path, reader: InputReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_portrait(tmp_path / "me.png")
+
+    def facts_and_change(*_: Any, **__: Any) -> ImageFacts:
+        write_portrait(path, width=64)
+        return ImageFacts(1, 1)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(inputs, "facts_of", facts_and_change)
+        with pytest.raises(StorageError, match="was changed while it was read"):
+            reader.read("me.png", base=str(tmp_path), kind="image")
+    assert reader.read("me.png", base=str(tmp_path), kind="image").facts == ImageFacts(64, 512)
+
+
+def test_a_file_that_changed_since_it_was_checked_is_not_taken(tmp_path: Path, reader: InputReader) -> None:
+    path = write_voice(tmp_path / "voice.wav")
+    checked = reader.read("voice.wav", base=str(tmp_path), kind="audio")
+    with checked_copy(checked.uri, sha256=checked.sha256) as same:
+        assert same == path
+    write_voice(path, pitch=30.0)
+    told = pytest.raises(InvalidRequestError, match="has changed since the rows were checked; start the job again")
+    with told, checked_copy(checked.uri, sha256=checked.sha256):
+        pass
 
 
 def test_a_bucket_that_does_not_answer_is_not_a_missing_input(

@@ -123,7 +123,8 @@ def test_a_field_of_a_preset_gives_way_to_the_row_and_wins_over_what_a_task_file
 def test_a_flat_row_that_breaks_a_rule_is_told_with_value_and_remedy(change: dict[str, object], said: str) -> None:
     bad = refused({**FLAT, **change})
     assert said in bad.error.message
-    assert (bad.error.code, bad.error.stage, bad.number, bad.base) == (Code.ROW_INVALID, "manifest", 7, "/jobs")
+    assert (bad.error.code, bad.error.stage, bad.number) == (Code.ROW_INVALID, "manifest", 7)
+    assert bad.base == ("" if "base" in change else "/jobs")
     assert bad.original == {**FLAT, **change}
 
 
@@ -177,10 +178,13 @@ def reported(row: Document) -> dict[str, Any]:
         {**FLAT, "custom_id": None, "task_file": "task_1.json"},
         {**FLAT, "metadata.k": "v"},
         {**FLAT, "base": "s3://bucket/jobs"},
+        {**FLAT, "base": "media"},
+        {**FLAT, "base": None},
+        {**FLAT, "base": ""},
         {"raw": json.dumps(FLAT), "base": "/elsewhere"},
         {"raw": json.dumps({**FLAT, "custom_id": "task_1"}), "task_file": "task_1.json"},
     ],
-    ids=["flat", "envelope", "task file", "metadata", "base", "raw", "raw task file"],
+    ids=["flat", "envelope", "task file", "metadata", "base", "relative", "null", "empty", "raw", "raw task file"],
 )
 def test_a_line_of_errors_means_the_same_video_from_any_place(row: dict[str, object]) -> None:
     first, again = understood(row), read_row(reported(row), Place(number=1, base="/results"))
@@ -192,6 +196,12 @@ def test_a_line_of_errors_means_the_same_video_from_any_place(row: dict[str, obj
         first.metadata,
         first.base,
     )
+
+
+def test_a_row_that_is_refused_keeps_its_own_base() -> None:
+    assert refused({**FLAT, "base": "media", "promt": "x"}).as_json()["base"] == "/jobs/media"
+    for wrong in (7, "http://host/media"):
+        assert refused({**FLAT, "base": wrong}).as_json()["base"] == wrong
 
 
 def test_a_base_is_found_from_the_manifest() -> None:

@@ -36,7 +36,7 @@ def make(output: RowOutput, video: bytes = VIDEO) -> tuple[str, int]:
 
 
 def result(key: str = "k1", **about: Any) -> dict[str, Any]:
-    return {"custom_id": "row", "row_key": key, **about}
+    return {"custom_id": "row", "row_key": key, "sha256": hashlib.sha256(VIDEO).hexdigest(), **about}
 
 
 def test_a_row_is_done_once_its_result_is_there(out: LocalFolder, tmp_path: Path) -> None:
@@ -88,6 +88,16 @@ def test_of_two_drivers_with_the_same_row_the_first_result_counts(out: LocalFold
     assert mine.commit(result(group="mine"))["group"] == "mine"
     assert other.commit(result(group="other"))["group"] == "mine"
     assert other.result() == result(group="mine")
+
+
+def test_a_result_is_always_that_of_the_bytes_that_are_there(out: LocalFolder, tmp_path: Path) -> None:
+    first, late = row(out, tmp_path), row(out, tmp_path)
+    first.commit(result(sha256=make(first, b"on one card")[0]))
+    late.commit(result(sha256=make(late, b"on four cards")[0], group="late"))
+    told = late.result()
+    assert told is not None
+    assert told["group"] == "late"
+    assert told["sha256"] == hashlib.sha256(Path(late.uri).read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize("content", [json.dumps(result("another key")).encode(), b"spoiled"])

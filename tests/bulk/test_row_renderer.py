@@ -23,7 +23,7 @@ from serve_app.storage.base import Folder
 from serve_app.task import FrameBlock, RenderTask
 from tests.bulk.folders import Bucket, FrailFolder, names_in
 from tests.bulk.lanes import WAIT_S, Clock, Failing, GatedSource, renderer
-from tests.bulk.rows import order
+from tests.bulk.rows import order, write_portrait
 from tests.rendering.fakes import DrawnSource
 
 
@@ -106,10 +106,22 @@ def test_the_result_of_another_driver_counts_when_it_was_first(out: FrailFolder,
     with ThreadPoolExecutor() as pool:
         making = pool.submit(renderer(out, tmp_path, source).render, order(tmp_path))
         assert source.reached.wait(WAIT_S)
-        out.write("row/result.json", json.dumps({"row_key": "k1", "group": "another"}).encode())
+        first = renderer(out, tmp_path, DrawnSource()).render(order(tmp_path, attempt=2))
         source.goes_on.set()
         report = making.result(WAIT_S)
-    assert report.result == {"row_key": "k1", "group": "another"}
+    assert report.result == first.result == stored_result(tmp_path)
+    assert first.result is not None
+    assert first.result["attempts"] == 2
+
+
+def test_an_input_that_changed_since_it_was_checked_is_not_rendered(out: FrailFolder, tmp_path: Path) -> None:
+    wanted, source = order(tmp_path), DrawnSource()
+    write_portrait(tmp_path / "me.png", grey=7)
+    report = renderer(out, tmp_path, source).render(wanted)
+    assert report.error is not None
+    assert (report.error.code, report.error.stage) == (Code.ROW_INVALID, "inputs")
+    assert "has changed since the rows were checked" in report.error.message
+    assert source.tasks == []
 
 
 class Reading:

@@ -16,13 +16,14 @@ from serve_app.jobs.messages import GroupCondition
 class RowOrder:
     """Render this attempt of a row. `limit_s`: how long its ranks may take from when it is its turn.
 
-    `attempts` counts the earlier attempts too; `archive_name`: also keep the video under this name.
+    `sha256` is of its inputs, image and audio; `archive_name`: also keep the video under this name.
     """
 
     seq: int
     custom_id: str
     attempt: int
     spec: Document
+    sha256: Document
     row_key: str
     limit_s: float
     metadata: Document = field(default_factory=dict)

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from serve_app.bulk.inputs import local_copy
+from serve_app.bulk.inputs import checked_copy
 from serve_app.bulk.lanes.failures import has_brought_down, is_begun, row_error, story_of
 from serve_app.bulk.lanes.messages import RowOrder, RowReport
 from serve_app.bulk.lanes.result import MadeVideo, Published, result_of
@@ -190,7 +190,10 @@ class RowRenderer:
         turn.stage = "inputs"
         spec = RenderSpec.from_request(**turn.order.spec)
         with ExitStack() as copies:
-            inputs = {name: str(copies.enter_context(local_copy(getattr(spec, name)))) for name in ("image", "audio")}
+            inputs = {
+                name: str(copies.enter_context(checked_copy(getattr(spec, name), sha256=sha256)))
+                for name, sha256 in turn.order.sha256.items()
+            }
             turn.note("has its inputs")
             return render(
                 spec.model_copy(update=inputs),

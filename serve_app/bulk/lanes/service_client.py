@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import httpx2
 
-from serve_app.bulk.inputs import local_copy
+from serve_app.bulk.inputs import checked_copy
 from serve_app.bulk.lanes.messages import RowOrder
 from serve_app.bulk.outcomes import Code
 from serve_app.bulk.row import Document
@@ -167,7 +167,10 @@ class ServiceClient:
             fields["seconds"] = _text(spec["max_seconds"])
         fields |= {"priority": "bulk", "metadata[custom_id]": self._order.custom_id}
         with ExitStack() as copies:
-            image, audio = (copies.enter_context(local_copy(spec[name])) for name in ("image", "audio"))
+            image, audio = (
+                copies.enter_context(checked_copy(spec[name], sha256=self._order.sha256[name]))
+                for name in ("image", "audio")
+            )
             yield fields, {"input_reference": _bytes(image), "audio": _bytes(audio)}
 
     def _asked(self, method: str, path: str, **body: Any) -> httpx2.Response:  # noqa: ANN401

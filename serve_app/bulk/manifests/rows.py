@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -98,7 +98,7 @@ def read_row(written: Document, place: Place) -> Entry | BadRow:
     try:
         return _entry(original, place)
     except InvalidRequestError as error:
-        return place.bad(str(error), original=original)
+        return _resolved(place, original).bad(str(error), original=original)
 
 
 def is_envelope(row: Document) -> bool:
@@ -147,6 +147,15 @@ def _base(written: object, place: Place) -> str:
         return place.base
     _check_address("base", written)
     return join(place.base, written)
+
+
+def _resolved(place: Place, original: Document) -> Place:
+    """Returns the place with the base that the row names itself: "" where that is none."""
+    written = original.get("base")
+    try:
+        return replace(place, base=_base("" if written is None else written, place))
+    except InvalidRequestError:
+        return replace(place, base="")
 
 
 def _unpacked(row: Document) -> Document:
