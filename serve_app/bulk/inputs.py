@@ -13,7 +13,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from serve_app.errors import InputNotFoundError, InvalidRequestError, StorageError, UnsupportedMediaError, shown
+from serve_app.errors import (
+    InputNotFoundError,
+    InvalidRequestError,
+    StorageError,
+    UnavailableError,
+    UnsupportedMediaError,
+    shown,
+)
 from serve_app.media.files import check_bytes
 from serve_app.rendering.inputs import facts_of
 from serve_app.schemas.config import AppConfig
@@ -24,6 +31,7 @@ from serve_app.storage.folders import is_remote, join, open_folder, split_uri
 
 _FOLDERS = {"image": "inputs/images", "audio": "inputs/audios"}
 _CHUNK_BYTES = 1 << 20
+_HOPELESS = 20
 _REMEMBERED = 10_000
 """Rows share portraits and voices: what is in one is read once, as long as it is among the last so many."""
 
@@ -44,9 +52,34 @@ class InputReader:
         self._config = config
         self._known: OrderedDict[tuple[str, str], InputFile] = OrderedDict()
         self._lock = threading.Lock()
+        self._num_unreached = 0
 
     def read(self, written: str, *, base: str, kind: Kind) -> InputFile:
-        """Returns what is in an input of a row; raises InputNotFoundError, UnsupportedMediaError or StorageError."""
+        """Returns what is in an input of a row; raises InputNotFoundError, UnsupportedMediaError or StorageError.
+
+        Raises UnavailableError once so many inputs in buckets, one after the other, were not reached that none will be.
+        """
+        try:
+            found = self._read(written, base, kind)
+        except StorageError as error:
+            if is_remote(join(base, written)):
+                self._give_up_in_time(error)
+            raise
+        self._num_unreached = 0
+        return found
+
+    def _give_up_in_time(self, error: StorageError) -> None:
+        """Counts what is not reached: each may take half a minute, and a manifest has a million rows."""
+        with self._lock:
+            self._num_unreached += 1
+            is_hopeless = self._num_unreached >= _HOPELESS
+        if is_hopeless:
+            raise UnavailableError(
+                f"{_HOPELESS} inputs one after the other could not be reached; the last: {error.message}",
+                remedy=f"{error.remedy}; then start the job again",
+            ) from error
+
+    def _read(self, written: str, base: str, kind: Kind) -> InputFile:
         uri, there = _located(written, base, kind)
         key = (uri, f"{kind} {there.version}")
         with self._lock:

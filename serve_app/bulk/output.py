@@ -39,6 +39,11 @@ class RowOutput:
     def uri(self) -> str:
         return self.folder.uri(self._name("video.mp4"))
 
+    @property
+    def is_far(self) -> bool:
+        """Whether videos go to a bucket, over the spool."""
+        return is_remote(self.folder.uri())
+
     def result(self) -> Document | None:
         """Returns what an earlier attempt committed, of whatever key; None where there is nothing whole."""
         return read_result(self.folder, self.custom_id)
@@ -55,12 +60,14 @@ class RowOutput:
         """Brings the whole video to its place; returns the SHA-256 of its bytes and how many they are."""
         path = self._local()
         sha256, num_bytes = _digest(path)
-        if is_remote(self.folder.uri()):
-            try:
-                self.folder.put(path, self._name("video.mp4"))
-            finally:
-                path.unlink()
+        if self.is_far:
+            self.folder.put(path, self._name("video.mp4"))
         return sha256, num_bytes
+
+    def discard(self) -> None:
+        """Removes what was on its way to a bucket: it is there, or will not be."""
+        if self.is_far:
+            self._local().unlink(missing_ok=True)
 
     def archive(self, name: str | None) -> None:
         """Puts the video under a second name, if it has one, into the archive: before it counts as done."""
@@ -112,7 +119,7 @@ class RowOutput:
         return f"{self.custom_id}/{name}"
 
     def _local(self) -> Path:
-        if is_remote(self.folder.uri()):
+        if self.is_far:
             return self.spool / f"{self.custom_id}.mp4"
         return Path(self.uri)
 

@@ -12,7 +12,13 @@ import pytest
 
 from serve_app.bulk import inputs
 from serve_app.bulk.inputs import InputReader, checked_copy, local_copy
-from serve_app.errors import InputNotFoundError, InvalidRequestError, StorageError, UnsupportedMediaError
+from serve_app.errors import (
+    InputNotFoundError,
+    InvalidRequestError,
+    StorageError,
+    UnavailableError,
+    UnsupportedMediaError,
+)
 from serve_app.schemas.config import AppConfig, ImageLimits
 from serve_app.storage.files import AudioFacts, ImageFacts
 from serve_app.storage.local_folder import LocalFolder
@@ -236,6 +242,23 @@ def test_a_bucket_that_does_not_answer_is_not_a_missing_input(
             reader.read("me.png", base="s3://bucket", kind="image")
     bucket.broken = frozenset()
     assert reader.read("me.png", base="s3://bucket", kind="image").facts == ImageFacts(512, 512)
+
+
+def test_a_bucket_that_does_not_come_back_ends_the_check(tmp_path: Path, reader: InputReader, bucket: Bucket) -> None:
+    write_portrait(tmp_path / "bucket" / "me.png")
+
+    def fail(times: int, kind: type[Exception]) -> None:
+        bucket.broken = frozenset(["fetch"])
+        for _ in range(times):
+            with pytest.raises(kind):
+                reader.read("me.png", base="s3://bucket", kind="image")
+        bucket.broken = frozenset()
+
+    fail(19, StorageError)
+    write_portrait(tmp_path / "bucket" / "you.png")
+    reader.read("you.png", base="s3://bucket", kind="image")
+    fail(19, StorageError)
+    fail(1, UnavailableError)
 
 
 def test_a_copy_is_gone_when_it_is_no_longer_needed(tmp_path: Path, bucket: Bucket) -> None:

@@ -197,15 +197,28 @@ def test_on_its_way_to_a_bucket_a_video_is_kept_here(tmp_path: Path) -> None:
     assert output.uri == "s3://bucket/row/video.mp4"
     assert names_in(tmp_path / "bucket") == ["row/result.json", "row/video.mp4"]
     assert (tmp_path / "bucket" / "row" / "video.mp4").read_bytes() == VIDEO
+    output.discard()
     assert names_in(tmp_path / "spool") == []
 
 
-def test_a_bucket_that_is_away_does_not_fill_this_machine(tmp_path: Path) -> None:
+def test_what_a_bucket_does_not_take_can_be_brought_again_or_discarded(tmp_path: Path) -> None:
     bucket = Bucket(tmp_path / "bucket")
+    output = row(bucket, tmp_path)
     bucket.broken = frozenset(["put"])
     with pytest.raises(StorageError, match="put"):
-        make(row(bucket, tmp_path))
-    assert names_in(tmp_path) == []
+        make(output)
+    bucket.broken = frozenset()
+    assert output.publish()[1] == len(VIDEO)
+    output.discard()
+    output.discard()
+    assert names_in(tmp_path / "spool") == []
+
+
+def test_a_video_on_a_disk_is_in_its_place_and_not_discarded(out: LocalFolder, tmp_path: Path) -> None:
+    output = row(out, tmp_path)
+    make(output)
+    output.discard()
+    assert Path(output.uri).read_bytes() == VIDEO
 
 
 @pytest.mark.parametrize("broken", ["read", "write_if", "delete", "copy"])

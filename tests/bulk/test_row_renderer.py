@@ -17,6 +17,7 @@ from serve_app.bulk.lanes import row_renderer
 from serve_app.bulk.lanes.messages import RowReport
 from serve_app.bulk.outcomes import Code
 from serve_app.bulk.output import RowOutput
+from serve_app.errors import StorageError
 from serve_app.rendering import pipeline
 from serve_app.rendering.frames import IsCancelled
 from serve_app.storage.base import Folder
@@ -207,7 +208,51 @@ def test_a_row_that_is_done_gets_into_the_archive_too(out: Folder, tmp_path: Pat
     assert "videos/Spring.mp4" in names_in(tmp_path / "out")
 
 
-def test_a_bucket_gets_the_video_and_then_the_result(tmp_path: Path) -> None:
+@dataclass
+class Busy:
+    """Fails the first times that it is asked."""
+
+    times: int = 2
+
+    def __call__(self, act: Any) -> Any:
+        def acts(*given: Any, **named: Any) -> Any:
+            self.times -= 1
+            if self.times >= 0:
+                raise StorageError("the bucket is busy", remedy="try again later")
+            return act(*given, **named)
+
+        return acts
+
+
+@pytest.mark.parametrize("act", ["put", "copy", "write_if"])
+def test_a_bucket_that_is_away_for_a_while_costs_no_render(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: str
+) -> None:
+    bucket, source = Bucket(tmp_path / "bucket"), DrawnSource()
+    monkeypatch.setattr(row_renderer, "_ASK_AGAIN_S", 0.01)
+    monkeypatch.setattr(bucket, act, Busy()(getattr(bucket, act)))
+    report = renderer(bucket, tmp_path, source).render(order(tmp_path, archive_name="Spring"))
+    assert report.result is not None
+    assert len(source.tasks) == 1
+    assert names_in(tmp_path / "bucket")[1:] == ["row/result.json", "row/video.mp4", "videos/Spring.mp4"]
+    assert names_in(tmp_path / "spool") == []
+    assert (tmp_path / "bucket" / "row" / "attempt_1.log").read_text().count("is not taken yet") == 2
+
+
+def test_who_is_stopped_does_not_wait_for_a_bucket(tmp_path: Path) -> None:
+    bucket, source = Bucket(tmp_path / "bucket"), DrawnSource()
+    bucket.broken = frozenset(["put"])
+    lane = renderer(bucket, tmp_path, source)
+    with ThreadPoolExecutor() as pool:
+        making = pool.submit(lane.render, order(tmp_path))
+        lane.stop()
+        report = making.result(WAIT_S)
+    assert report.error is not None
+    assert names_in(tmp_path / "spool") == []
+
+
+def test_a_bucket_gets_the_video_and_then_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_renderer, "_PATIENT_S", 0.0)
     bucket = Bucket(tmp_path / "bucket")
     bucket.broken = frozenset(["put"])
     lane = renderer(bucket, tmp_path, DrawnSource())

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from serve_app.bulk.inputs import checked_copy
 from serve_app.bulk.lanes.failures import has_brought_down, is_begun, row_error, story_of
@@ -21,7 +22,7 @@ from serve_app.bulk.lanes.result import MadeVideo, Published, result_of
 from serve_app.bulk.outcomes import Code, RowError
 from serve_app.bulk.output import RowOutput
 from serve_app.bulk.row import Document
-from serve_app.errors import AvatarError, RenderCancelledError
+from serve_app.errors import AvatarError, RenderCancelledError, StorageError
 from serve_app.rendering.frames import FrameSource, IsCancelled
 from serve_app.rendering.pipeline import Progress, RenderResult, render
 from serve_app.schemas.config import AppConfig
@@ -32,6 +33,10 @@ from serve_app.task import FrameBlock, RenderTask
 log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 0.2
+_PATIENT_S, _ASK_AGAIN_S = 120.0, 5.0
+"""How long, and how often, a bucket is asked to take a video; each time the client has tried several times."""
+
+Value = TypeVar("Value")
 
 WaitReady = Callable[[IsCancelled], None]
 """Returns once the ranks can be had; raises AvatarError when they cannot, or the row is cancelled."""
@@ -177,10 +182,7 @@ class RowRenderer:
             output.prepare()
             made = self._rendered(turn, output)
             turn.note("is rendered")
-            turn.stage = "upload"
-            sha256, num_bytes = output.publish()
-            output.archive(order.archive_name)
-            result = output.commit(self._result(turn, made, Published(output.uri, sha256, num_bytes)))
+            result = self._kept(turn, output, made)
         else:
             output.archive(order.archive_name)
         turn.note("is done")
@@ -203,6 +205,17 @@ class RowRenderer:
                 on_progress=lambda progress: _note(turn, progress),
                 is_cancelled=turn.is_over,
             )
+
+    def _kept(self, turn: Turn, output: RowOutput, made: RenderResult) -> Document:
+        """Brings a video to its place and commits it; returns the result that counts."""
+        turn.stage = "upload"
+        try:
+            sha256, num_bytes = _patiently(turn, output, output.publish)
+            _patiently(turn, output, lambda: output.archive(turn.order.archive_name))
+            result = self._result(turn, made, Published(output.uri, sha256, num_bytes))
+            return _patiently(turn, output, lambda: output.commit(result))
+        finally:
+            output.discard()
 
     def _result(self, turn: Turn, made: RenderResult, published: Published) -> Document:
         video = MadeVideo(
@@ -240,6 +253,18 @@ class RowRenderer:
             log.warning("row log not written", extra={"row": turn.order.custom_id, "error": str(error)})
             return report
         return report if report.error is None else replace(report, error=_logged_at(report.error, log_uri))
+
+
+def _patiently(turn: Turn, output: RowOutput, act: Callable[[], Value]) -> Value:
+    """Asks a bucket that does not take a video again for a while: to make the video once more costs far more."""
+    give_up_at = time.monotonic() + (_PATIENT_S if output.is_far else 0.0)
+    while True:
+        try:
+            return act()
+        except StorageError as error:
+            if time.monotonic() >= give_up_at or turn.is_stopped.wait(_ASK_AGAIN_S):
+                raise
+            turn.note(f"is not taken yet: {error}")
 
 
 def _note(turn: Turn, progress: Progress) -> None:
