@@ -8,20 +8,25 @@ from collections.abc import Callable, Collection, Mapping
 
 from serve_app.errors import AvatarError
 
-_LOOK_EVERY_S = 0.03
-"""A viewer gets a block so much later, half of it on the average; each look costs less than a millisecond."""
+_LOOK_EVERY_S = 0.004
+"""A viewer gets a block so much later, half of it on the average; a look at the mark costs microseconds."""
+_ASK_EVERY_S = 0.1
+"""The store is asked at least so often, also where its mark says that nothing changed."""
 
 LastEvents = Callable[[Collection[str]], Mapping[str, int]]
 """Returns the number of the newest event of each of these jobs; jobs that are not there are left out."""
 
+Mark = Callable[[], object]
+"""Returns soon what differs, as good as always, once the store has changed."""
+
 
 class EventWatch:
-    """Looks only while somebody waits, and for all of them at once: thousands of readers cost one query."""
+    """Looks only while somebody waits, and for all of them at once: thousands of readers cost one query a change."""
 
-    def __init__(self, last_events: LastEvents) -> None:
-        self._last_events = last_events
+    def __init__(self, last_events: LastEvents, mark: Mark) -> None:
+        self._last_events, self._mark = last_events, mark
         self._watched: Counter[str] = Counter()
-        self._watched_then: Collection[str] = frozenset()
+        self._watched_then: frozenset[str] = frozenset()
         self._newest: Mapping[str, int] = {}
         self._looked = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
@@ -50,7 +55,7 @@ class EventWatch:
 
     async def _look_while_watched(self) -> None:
         while self._watched:
-            watched = frozenset(self._watched)
+            watched, mark = frozenset(self._watched), self._mark()
             try:
                 newest: Mapping[str, int] = await asyncio.to_thread(self._last_events, watched)
             except AvatarError:  # the store is busy or restarts: the next look will tell
@@ -58,4 +63,12 @@ class EventWatch:
             self._watched_then, self._newest = watched, newest
             looked, self._looked = self._looked, asyncio.Event()
             looked.set()
+            await self._change(mark)
+
+    async def _change(self, mark: object) -> None:
+        """Waits until there is reason to ask the store: it has changed, somebody waits for another job, or in doubt."""
+        ask_at = asyncio.get_running_loop().time() + _ASK_EVERY_S
+        while asyncio.get_running_loop().time() < ask_at:
             await asyncio.sleep(_LOOK_EVERY_S)
+            if self._mark() != mark or not self._watched.keys() <= self._watched_then:
+                return

@@ -35,7 +35,7 @@ class RemoteService:
         self._store = store
         self._call_s = call_s
         self._reader: JobReader | None = None
-        self._watch = EventWatch(lambda job_ids: self._opened().last_events(job_ids))
+        self._watch = EventWatch(lambda job_ids: self._opened().last_events(job_ids), self._mark)
 
     async def plan(self, submission: Submission) -> Outcome:
         """See VideoService."""
@@ -97,6 +97,9 @@ class RemoteService:
 
     async def _read(self, question: Callable[[JobReader], Value]) -> Value:
         return await asyncio.to_thread(lambda: question(self._opened()))
+
+    def _mark(self) -> object:
+        return None if self._reader is None else self._reader.mark()
 
     def _opened(self) -> JobReader:
         """Opens the store when it is first read: the Dispatcher makes it."""

@@ -6,6 +6,7 @@ the transactions of an older one are refused. So a process may be killed at any 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -131,6 +132,17 @@ class JobReader:
         wanted = select(jobs.c.id, jobs.c.last_event).where(jobs.c.id.in_(list(job_ids)))
         with _transaction(self._engine) as connection:
             return {row.id: row.last_event for row in connection.execute(wanted)}
+
+    def mark(self) -> tuple[int, int] | None:
+        """Returns what differs once the store has changed, without asking it: how its journal stands on the disk.
+
+        Changes within a tick of the disk's clock may look alike.
+        """
+        try:
+            status = os.stat(f"{self._engine.url.database}-wal")  # noqa: PTH116  (many times a second)
+        except OSError:  # no change yet, or the last one is in the file itself
+            return None
+        return status.st_mtime_ns, status.st_size
 
     def events(self, job_id: str, *, after: int = 0) -> list[Event]:
         """Returns a job's events with numbers above `after`; again, while it is full, for those that follow."""

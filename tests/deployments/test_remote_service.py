@@ -107,6 +107,7 @@ class Events:
     """Newest event numbers by job, and every look at them."""
 
     newest: dict[str, int]
+    is_marked: bool = True
     looks: list[Collection[str]] = field(default_factory=list)
     is_broken: bool = False
 
@@ -116,18 +117,20 @@ class Events:
             raise StoreError("locked", remedy="wait")
         return {job_id: self.newest[job_id] for job_id in job_ids if job_id in self.newest}
 
+    def mark(self) -> object:
+        return dict(self.newest) if self.is_marked else None
+
 
 @pytest.fixture
-def _quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(event_watch, "_LOOK_EVERY_S", 0.02)
+def _seldom_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(event_watch, "_ASK_EVERY_S", 1e9)
 
 
-@pytest.mark.usefixtures("_quick_looks")
 def test_all_who_wait_share_one_look_and_each_hears_of_its_own_job() -> None:
     events = Events({f"job{number}": 1 for number in range(500)})
 
     async def story() -> None:
-        watch = EventWatch(events)
+        watch = EventWatch(events, events.mark)
         waiting = {job: asyncio.create_task(watch.wait(job, after=1, timeout_s=10)) for job in events.newest}
         await asyncio.sleep(0.2)
         assert not any(task.done() for task in waiting.values())
@@ -148,12 +151,41 @@ def test_all_who_wait_share_one_look_and_each_hears_of_its_own_job() -> None:
     asyncio.run(story())
 
 
-@pytest.mark.usefixtures("_quick_looks")
+@pytest.mark.usefixtures("_seldom_asked")
+def test_the_store_is_asked_when_it_changes_and_for_who_comes_new() -> None:
+    events = Events({"job1": 1, "job2": 1})
+
+    async def story() -> None:
+        watch = EventWatch(events, events.mark)
+        first = asyncio.create_task(watch.wait("job1", after=1, timeout_s=10))
+        await asyncio.sleep(0.1)
+        assert len(events.looks) == 1
+        assert await watch.wait("job2", after=0, timeout_s=10), "it is there already"
+        events.newest["job1"] = 2
+        assert await first
+        assert len(events.looks) <= 4
+
+    asyncio.run(story())
+
+
+def test_a_change_that_leaves_no_mark_is_seen_all_the_same() -> None:
+    events = Events({"job": 1}, is_marked=False)
+
+    async def story() -> None:
+        watch = EventWatch(events, events.mark)
+        waiting = asyncio.create_task(watch.wait("job", after=1, timeout_s=10))
+        await asyncio.sleep(0.05)
+        events.newest["job"] = 2
+        assert await waiting
+
+    asyncio.run(story())
+
+
 def test_a_store_that_fails_for_a_moment_tells_nobody_of_an_event() -> None:
     events = Events({"job": 1}, is_broken=True)
 
     async def story() -> None:
-        watch = EventWatch(events)
+        watch = EventWatch(events, events.mark)
         waiting = asyncio.create_task(watch.wait("job", after=0, timeout_s=10))
         await asyncio.sleep(0.1)
         assert not waiting.done()

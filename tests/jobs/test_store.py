@@ -220,6 +220,17 @@ def test_a_document_that_could_not_be_read_back_is_refused(store: JobStore, spec
     assert store.page().jobs == ()
 
 
+def test_the_mark_of_another_process_changes_with_the_store(store: JobStore, path: Path) -> None:
+    reader = JobReader.open(path)
+    marks = [reader.mark()]
+    for _ in range(100):
+        store.add(new_job())
+        marks.append(reader.mark())
+    reader.close()
+    assert len(set(marks)) > 90, "within a tick of the clock two may look alike"
+    assert store.mark() == marks[-1]
+
+
 def test_only_an_ended_job_can_be_deleted_and_nothing_of_it_stays(store: JobStore, path: Path) -> None:
     job = store.add(new_job(), key=IdempotencyKey.of("k", {}))
     with pytest.raises(IllegalTransitionError, match="is queued and cannot be deleted"):
