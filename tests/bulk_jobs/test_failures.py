@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +12,14 @@ from typing import Any
 from tests.bulk_jobs.conftest import ROOT, BulkRay, job, ledger, lines_of
 from tests.bulk_jobs.manifests import good_row, write_manifest, write_voice
 
-LONG_S = 12.0
-"""Of a voice: with ten steps some ten seconds of work by the cost table."""
+LONG_S = 8.0
+"""Of a voice: with ten steps some seven seconds of work by the cost table."""
 
 
-def bulk(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def bulk(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "serve_app.cli", "bulk", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
+    env = {**os.environ, **environment}
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False)
 
 
 def attempts_of(out: Path, custom_id: str) -> list[str]:
@@ -74,21 +76,22 @@ def test_a_job_is_cancelled_by_another_process_and_continued(bulk_ray: BulkRay, 
     manifest, out = write_manifest(folder / "manifest.jsonl", [*rows, good_row(3)]), folder / "out"
     with job(folder, bulk_ray, manifest, out=str(out), groups=2) as running:
         running.until(lambda told: "progress" in told and told["progress"]["rows"]["running"] > 0)
-        told = json.loads(bulk("status", str(out), cwd=ROOT).stdout)
+        told = json.loads(bulk("status", str(out)).stdout)
         assert told["state"] == "running"
-        second = bulk("run", str(manifest), "--out", str(out), cwd=ROOT)
+        where = ["--out", str(out), "--address", bulk_ray.address]
+        second = bulk("run", str(manifest), *where, **bulk_ray.environment)
         assert (second.returncode, "another job" in second.stderr) == (2, True), second.stderr
-        assert bulk("cancel", str(out), cwd=ROOT).returncode == 0
+        assert bulk("cancel", str(out)).returncode == 0
         code, summary = running.end()
     rows = summary["rows"]
     assert (code, rows["failed"], rows["done"] + rows["waiting"]) == (4, 0, 4)
     assert rows["waiting"] > 0
     bulk_ray.until_empty()
-    assert bulk("cancel", str(out), cwd=ROOT).returncode == 2
+    assert bulk("cancel", str(out)).returncode == 2
     with job(folder, bulk_ray, manifest, out=str(out), groups=2) as running:
         code, summary = running.end()
     assert (code, summary["rows"]["done"] + summary["rows"]["skipped"]) == (0, 4)
-    assert json.loads(bulk("report", str(out), cwd=ROOT).stdout)["state"] == "all_good"
+    assert json.loads(bulk("report", str(out)).stdout)["state"] == "all_good"
 
 
 def test_a_watch_takes_what_comes_until_it_is_stopped(bulk_ray: BulkRay, folder: Path) -> None:
