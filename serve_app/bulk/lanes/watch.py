@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
 
 from serve_app.bulk.lanes.messages import LaneStatus
+from serve_app.bulk.lasting import Lasting
 from serve_app.jobs.messages import GroupCondition
 
 log = logging.getLogger(__name__)
@@ -22,9 +23,9 @@ _WAIT_S = 0.05
 class _Watched:
     actor: Any
     status: LaneStatus
-    heard_at: float
     asked: Any = None
     asked_at: float = 0.0
+    silence: Lasting = field(default_factory=Lasting)
 
 
 class LaneWatch:
@@ -32,10 +33,9 @@ class LaneWatch:
 
     def __init__(self, actors: Mapping[str, Any], *, silence_s: float) -> None:
         """A lane that says nothing for `silence_s` is ended, and started anew by Ray."""
-        now = time.monotonic()
         self._silence_s = silence_s
         self._lanes = {
-            name: _Watched(actor, LaneStatus(name, GroupCondition.STARTING), now) for name, actor in actors.items()
+            name: _Watched(actor, LaneStatus(name, GroupCondition.STARTING)) for name, actor in actors.items()
         }
 
     def look(self) -> Mapping[str, LaneStatus]:
@@ -46,9 +46,11 @@ class LaneWatch:
         asked = [lane.asked for lane in self._lanes.values()]
         answered, _ = ray.wait(asked, num_returns=len(asked), timeout=_WAIT_S)
         for name, lane in self._lanes.items():
-            if lane.asked in answered:
+            is_silent = lane.asked not in answered
+            silent_s = lane.silence.look(is_so=is_silent, now=time.monotonic())
+            if not is_silent:
                 self._hear(name, lane)
-            elif time.monotonic() - lane.heard_at > self._silence_s:
+            elif silent_s > self._silence_s:
                 self._replace(name, lane)
         return {name: lane.status for name, lane in self._lanes.items()}
 
@@ -61,12 +63,11 @@ class LaneWatch:
         asked, lane.asked = lane.asked, None
         try:
             lane.status = replace(ray.get(asked), asked_at=lane.asked_at)
-            lane.heard_at = time.monotonic()
         except ray.exceptions.RayActorError as error:  # Ray starts its leader again
             lane.status = LaneStatus(name, GroupCondition.STARTING, reason=str(error).splitlines()[0])
 
     def _replace(self, name: str, lane: _Watched) -> None:
         log.error("lane is silent", extra={"lane": name, "seconds": self._silence_s})
         ray.kill(lane.actor, no_restart=False)
-        lane.asked, lane.heard_at = None, time.monotonic()
+        lane.asked, lane.silence = None, Lasting()
         lane.status = LaneStatus(name, GroupCondition.STARTING, reason=f"said nothing for {self._silence_s:g} s")
