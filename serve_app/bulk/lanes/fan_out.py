@@ -12,6 +12,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Self
@@ -21,7 +22,7 @@ import ray
 import ray.data
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
-from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 from ray.util.queue import Queue
 
 from serve_app.bulk.lanes.messages import RowOrder, RowReport
@@ -44,13 +45,15 @@ class FanOut:
         self._gathering = threading.Thread(target=self._gather, name="fan-out", daemon=True)
 
     def __enter__(self) -> Self:
-        self._orders = Queue(actor_options={"num_cpus": 0})
+        self._here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}  # the loss of another ends nothing
+        self._orders = Queue(actor_options={"num_cpus": 0, "label_selector": self._here})
         self._gathering.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """Ends the stream of orders; what its lanes still work on is no longer heard of."""
-        self._orders.put(None)
+        with suppress(RayError):  # a queue that is gone has ended the stream
+            self._orders.put(None)
         self._gathering.join(_STOP_S)
         self._orders.shutdown(force=True)
 
@@ -72,7 +75,7 @@ class FanOut:
             _OrderSource(self._orders),
             override_num_blocks=1,
             num_cpus=0,
-            label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
+            label_selector=self._here,
         )
         passed: ray.data.Dataset = orders.map_batches(
             _PassOn,
