@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from serve_app.bulk.lanes.messages import LaneStatus, RowReport
-from serve_app.bulk.outcomes import RowError
+from serve_app.bulk.outcomes import Fault, RowError
 from serve_app.bulk.row import Document
 from serve_app.jobs.messages import GroupCondition
 
@@ -19,9 +19,10 @@ _READY = (GroupCondition.READY, GroupCondition.BUSY)
 
 @dataclass
 class Tally:
-    """`num_ranks`: GPUs of a lane. Seconds of lanes become GPU seconds at the end."""
+    """`num_ranks`: GPUs of a group, which may have several lanes. Seconds of groups become GPU seconds at the end."""
 
     num_ranks: int
+    lanes_per_group: int = 1
     started_at: float = field(default_factory=time.time)
     codes: Counter[str] = field(default_factory=Counter)
     useful_s: float = 0.0
@@ -32,6 +33,8 @@ class Tally:
     num_attempts: int = 0
     failed_attempts: Counter[str] = field(default_factory=Counter)
     last_error: Document | None = None
+    num_ready: float = 0.0
+    """Groups that could work when they were looked at last."""
     _slowest: list[tuple[float, str]] = field(default_factory=list)
     _looked_at: float | None = None
 
@@ -40,11 +43,10 @@ class Tally:
         self.codes[error.code.value] += 1
 
     def count(self, report: RowReport, *, predicted_s: float) -> None:
-        """Counts an attempt that has ended."""
-        self.num_attempts += report.is_begun
-        if report.error is not None:
-            self.failed_attempts[report.error.code.value] += 1
-            self.last_error = report.error.as_json()
+        """Counts an attempt that has ended; one that nobody began, or that was stopped, is none."""
+        is_stopped = report.error is not None and report.error.fault is Fault.CANCELLED
+        if report.is_begun and not is_stopped:
+            self._count_attempt(report.error)
         if report.result is None:
             self.lost_s += report.busy_s
             return
@@ -56,10 +58,17 @@ class Tally:
         if len(self._slowest) > _SLOWEST:
             heapq.heappop(self._slowest)
 
+    def _count_attempt(self, error: RowError | None) -> None:
+        self.num_attempts += 1
+        if error is not None:
+            self.failed_attempts[error.code.value] += 1
+            self.last_error = error.as_json()
+
     def look(self, lanes: list[LaneStatus], *, now: float) -> None:
-        """Counts the time since the last look for the lanes that could work."""
+        """Counts the time since the last look for the groups that could work."""
+        self.num_ready = sum(lane.condition in _READY for lane in lanes) / self.lanes_per_group
         if self._looked_at is not None:
-            self.ready_s += (now - self._looked_at) * sum(lane.condition in _READY for lane in lanes)
+            self.ready_s += (now - self._looked_at) * self.num_ready
         self._looked_at = now
 
     def as_json(self) -> Document:
@@ -86,5 +95,5 @@ class Tally:
         }
         return told
 
-    def _gpu_s(self, lane_s: float) -> float:
-        return round(lane_s * self.num_ranks, 1)
+    def _gpu_s(self, group_s: float) -> float:
+        return round(group_s * self.num_ranks, 1)

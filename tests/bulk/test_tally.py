@@ -54,10 +54,29 @@ def test_lanes_that_could_work_and_had_nothing_were_idle() -> None:
     assert told(tally)["gpu_s"] == {"useful": 16.0, "retried": 0.0, "idle": 24.0}
 
 
-def test_an_attempt_that_nobody_began_is_none() -> None:
+def test_a_group_with_two_lanes_is_there_once() -> None:
+    tally = Tally(num_ranks=4, lanes_per_group=2)
+    lanes = [lane(GroupCondition.BUSY), lane(GroupCondition.READY)]
+    tally.look(lanes, now=100.0)
+    tally.look(lanes, now=110.0)
+    tally.count(made("a", busy_s=10.0), predicted_s=8.0)
+    assert tally.num_ready == 1
+    assert told(tally)["gpu_s"] == {"useful": 40.0, "retried": 0.0, "idle": 0.0}
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        RowReport(1, 1, "a", error=error(Code.NODE_LOST), is_begun=False, busy_s=3.0),
+        RowReport(1, 1, "a", error=error(Code.CANCELLED), busy_s=3.0),
+    ],
+)
+def test_an_attempt_that_nobody_began_or_that_was_stopped_is_none_but_took_its_time(report: RowReport) -> None:
     tally = Tally(num_ranks=1)
-    tally.count(RowReport(1, 1, "a", error=error(Code.NODE_LOST), is_begun=False), predicted_s=1.0)
-    assert told(tally)["attempts"] == 0
+    tally.count(report, predicted_s=1.0)
+    figures = told(tally)
+    assert (figures["attempts"], figures["failed_attempts_by_code"], figures["last_error"]) == (0, {}, None)
+    assert figures["gpu_s"]["retried"] == 3.0
 
 
 def test_a_video_that_was_there_already_is_not_what_was_predicted() -> None:
