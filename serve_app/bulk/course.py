@@ -16,6 +16,7 @@ from typing import Protocol
 
 from serve_app.bulk.identity import row_key
 from serve_app.bulk.lanes.messages import LaneStatus, RowOrder, RowReport
+from serve_app.bulk.lasting import Lasting
 from serve_app.bulk.outcomes import Fault, RowError
 from serve_app.bulk.policy import Breaker, RetryPolicy
 from serve_app.bulk.row import BadRow, Document
@@ -103,6 +104,7 @@ class Course:
         self.tally = tally
         self._now = clock
         self._sent: dict[tuple[int, int], _Sent] = {}
+        self._without_lane = Lasting()
         self.statuses: Mapping[str, LaneStatus] = {}
         self._is_stopping = False
 
@@ -110,7 +112,7 @@ class Course:
         """Works until every row has ended, the breaker opens, or it is stopped; rows that wait then go on waiting.
 
         `on_look` is called twice a second; `more` puts further rows into the table and says whether others may come.
-        Raises UnavailableError when no lane is left, and what the way back raises.
+        Raises UnavailableError when no lane is left, or none comes for too long, and what the way back raises.
         """
         while True:
             self._hear_until(self._now() + _LOOK_EVERY_S)
@@ -126,16 +128,12 @@ class Course:
                 if not has_more and not self._table.has_waiting():
                     return Ending.FINISHED
 
-    @property
-    def num_sent(self) -> int:
-        return len(self._sent)
-
     def rest_s(self) -> float | None:
         """Returns how long the rest takes, at the pace of the rows before; None before the first."""
-        at_work = sum(status.condition in _AT_WORK for status in self.statuses.values())
-        if not at_work or not self.pace.knows(_POOL):
+        num_groups = self.tally.num_ready
+        if not num_groups or not self.pace.knows(_POOL):
             return None
-        return self._table.work()[0] * self.pace.of(_POOL) / at_work
+        return self._table.work()[0] * self.pace.of(_POOL) / num_groups
 
     def _hear_until(self, deadline: float) -> None:
         """Takes every report that comes, and lets its lane go on at once."""
@@ -153,11 +151,24 @@ class Course:
     def _look(self, on_look: Callable[[], None]) -> None:
         self.statuses = self._lanes.look()
         self.tally.look(list(self.statuses.values()), now=self._now())
-        if all(status.condition is GroupCondition.FAILED for status in self.statuses.values()):
-            reasons = "; ".join(f"{name}: {status.reason}" for name, status in self.statuses.items())
-            raise UnavailableError(f"no group is left ({reasons})", remedy="see the reason; the same command continues")
+        self._check_lanes()
         self._miss()
         on_look()
+
+    def _check_lanes(self) -> None:
+        """Ends a job without lanes: those that start may never find a place again on a cluster that lost a node."""
+        conditions = [status.condition for status in self.statuses.values()]
+        if all(condition is GroupCondition.FAILED for condition in conditions):
+            raise self._without_lanes("no group is left")
+        has_rows = bool(self._sent) or self._table.has_waiting()
+        is_without = has_rows and not any(condition in _AT_WORK for condition in conditions)
+        limit_s = self._limits.no_lane_s
+        if self._without_lane.look(is_so=is_without, now=self._now()) > limit_s:
+            raise self._without_lanes(f"rows wait, and no group has been ready for {limit_s:.0f} s")
+
+    def _without_lanes(self, message: str) -> UnavailableError:
+        reasons = "; ".join(f"{name}: {status.reason or status.condition}" for name, status in self.statuses.items())
+        return UnavailableError(f"{message} ({reasons})", remedy="see the reason; the same command continues")
 
     def _miss(self) -> None:
         """Hands back orders that their lane, which answers, never got."""

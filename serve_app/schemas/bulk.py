@@ -36,6 +36,8 @@ class BulkLimits(Frozen):
     """Rows that shall stop come to their next block border within this time."""
     lane_silence_s: float = Field(default=60.0, gt=0)
     """A leader that does not answer for so long is replaced."""
+    no_lane_s: float = Field(default=3600.0, gt=0)
+    """So long rows wait for a group to be ready, for a cluster that lost a node may get another; then the job ends."""
     watch_every_s: float = Field(default=2.0, gt=0)
     """How often a folder is looked at for new rows."""
     check_threads: int = Field(default=4, ge=1)
@@ -56,3 +58,13 @@ class BulkConfig(AppConfig):
 
     pool: PoolConfig = PoolConfig(name="bulk", model="live-avatar-tiny")
     limits: BulkLimits = BulkLimits()
+
+    @model_validator(mode="after")
+    def _check_groups_can_start(self) -> Self:
+        least_s = self.gang.placement_s + self.gang.start_s
+        if self.limits.no_lane_s <= least_s:
+            raise ValueError(
+                f"limits.no_lane_s {self.limits.no_lane_s:g} is not above gang.placement_s + gang.start_s "
+                f"{least_s:g}: a job would end while its groups load; raise the first or lower the others"
+            )
+        return self

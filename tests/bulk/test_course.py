@@ -210,6 +210,31 @@ def test_without_any_lane_left_the_job_ends_with_the_reasons(tmp_path: Path) -> 
         run(world.course(table))
 
 
+def test_a_job_whose_lanes_never_start_again_ends_after_a_while_and_says_why(tmp_path: Path) -> None:
+    world = World("a", "b", limits=BulkLimits(no_lane_s=600.0))
+    world.lanes["b"].condition = FAILED
+    world.after(100, lambda: setattr(world.lanes["a"], "condition", STARTING))  # its node is lost
+    told = r"rows wait, and no group has been ready for 600 s \(a: the reason; b: the reason\); .*same command"
+    with a_table(tmp_path, {"long": 90.0, "b": 20.0, "c": 1.0}) as table, pytest.raises(UnavailableError, match=told):
+        run(world.course(table, at_once=1))
+    assert world.now == pytest.approx(700, abs=2)
+
+
+def test_a_watch_without_rows_waits_for_its_lanes_as_long_as_it_takes(tmp_path: Path) -> None:
+    world = World("a", limits=BulkLimits(no_lane_s=600.0))
+    world.lanes["a"].condition = STARTING
+    world.after(5000 + 590, lambda: setattr(world.lanes["a"], "condition", READY))
+    with a_table(tmp_path, 0) as table:
+
+        def more() -> bool:
+            if world.now >= 5000 and not table.counts()[RowState.DONE]:
+                table.add(planned("late", spec={"seconds": 1.0}))
+            return world.now < 6000
+
+        assert run(world.course(table), more=more) is Ending.FINISHED
+    assert sent_rows(world) == ["late"]
+
+
 def test_a_way_that_breaks_down_ends_the_job(tmp_path: Path) -> None:
     world = World("a")
     world.breaks_down_with = RuntimeError("the way is gone")
