@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,18 +14,20 @@ from pydantic import ValidationError
 
 from ray_cluster.inventory import local_gpus
 from ray_cluster.nvml import NoGpus
+from serve_app.bulk.checking import Judge
 from serve_app.bulk.cluster import bulk_cluster, count_groups
 from serve_app.bulk.job import BulkJob, ExitCode, Listener, OpenLanes, run, validate
 from serve_app.bulk.lanes.own import LanePlan, OwnLanes
 from serve_app.bulk.lanes.service import LANES_PER_GROUP, ServiceLanes
-from serve_app.bulk.lanes.service_client import look_at_service
+from serve_app.bulk.lanes.service_client import ServiceModel, look_at_service
 from serve_app.bulk.manifests.names import check_template
 from serve_app.bulk.manifests.reading import ManifestSource, find_audios, find_manifest
 from serve_app.bulk.output import open_output
 from serve_app.bulk.row import BadRow, Document
+from serve_app.bulk.service_plan import TINY_MODEL, judge_of, pool_of
 from serve_app.errors import InvalidRequestError
 from serve_app.jobs.admission import DoesNotFit, Fits
-from serve_app.jobs.fleet import Fleet
+from serve_app.jobs.fleet import TINY_CHECKPOINT, Fleet
 from serve_app.jobs.job import Priority
 from serve_app.jobs.submission import Submission
 from serve_app.planning.calibration import load_calibration
@@ -36,11 +39,10 @@ from serve_app.schemas.config import GangLimits
 from serve_app.schemas.render import invalid_field
 from serve_app.schemas.service import PoolConfig
 
-TINY_CHECKPOINT, TINY_SIZE = "tiny", "128*128"
+TINY_SIZE = "128*128"
 ON_CPU = "none"
 DEFAULT_URL = "http://127.0.0.1:8000"
 _POOL = "bulk"
-_TINY_MODEL = "live-avatar-tiny"
 
 
 def run_bulk(
@@ -59,32 +61,34 @@ def run_bulk(
         return _run_on_service(settings, changes, listener=listener, is_stopped=is_stopped)
     source, config = _source(settings), _config(settings, changes, gpu=_gpu(settings))
     wants_cpu = settings["gpus"] == ON_CPU
-    with bulk_cluster(settings["address"], config, num_groups=settings["groups"], wants_cpu=wants_cpu) as num_lanes:
-        job = _job(settings, config, source, num_lanes=num_lanes)
+    with bulk_cluster(settings["address"], config, num_groups=settings["groups"], wants_cpu=wants_cpu) as num_groups:
+        job = _job(settings, config, source, num_groups=num_groups, judge=_judge(config.pool))
         return run(job, _own(job, program, is_stopped), listener=listener, is_stopped=is_stopped)
 
 
 def validate_bulk(settings: Document, *, on_bad: Callable[[Document], None]) -> Document:
     """Returns the plan of the job that the settings describe; `on_bad` gets the lines of errors.jsonl."""
-    config = _config(settings, {}, gpu=_gpu(settings))
-    num_lanes = settings["groups"] or count_groups(config)
+    source = _source(settings)
+    if settings["pool"] == "serve":
+        job = _service_job(settings, {}, source, _service(settings))
+    else:
+        config = _config(settings, {}, gpu=_gpu(settings))
+        num_groups = settings["groups"] or count_groups(config)
+        job = _job(settings, config, source, num_groups=num_groups, judge=_judge(config.pool))
 
     def tell(row: BadRow) -> None:
         on_bad(row.as_json())
 
-    return validate(_job(settings, config, _source(settings), num_lanes=num_lanes), on_bad=tell)
+    return validate(job, on_bad=tell)
 
 
 def _run_on_service(
     settings: Document, changes: Document, *, listener: Listener, is_stopped: Callable[[], bool]
 ) -> tuple[ExitCode, Document]:
     """Renders by a running service; it judges what fits, and this machine only passes rows on."""
-    source, config = _source(settings), _config(settings, changes, gpu=None)
-    service = look_at_service((settings["url"] or DEFAULT_URL).rstrip("/"))
-    size = TINY_SIZE if service.model == _TINY_MODEL else None
-    num_lanes = service.num_groups * LANES_PER_GROUP
-    with bulk_cluster(settings["address"], config, num_groups=1, wants_cpu=True):
-        job = _job(settings, config, source, num_lanes=num_lanes, default_size=size)
+    source, service = _source(settings), _service(settings)
+    job = _service_job(settings, changes, source, service)
+    with bulk_cluster(settings["address"], BulkConfig(), num_groups=1, wants_cpu=True):
 
         def open_lanes(run_id: str) -> ServiceLanes:
             return ServiceLanes(service, output=job.output, run_id=run_id)
@@ -92,31 +96,33 @@ def _run_on_service(
         return run(job, open_lanes, listener=listener, is_stopped=is_stopped)
 
 
+def _service(settings: Document) -> ServiceModel:
+    return look_at_service((settings["url"] or DEFAULT_URL).rstrip("/"))
+
+
+def _service_job(settings: Document, changes: Document, source: ManifestSource, service: ServiceModel) -> BulkJob:
+    config = _config(settings, {**changes, "pool": pool_of(service)}, gpu=service.gpu)
+    judge = judge_of(service, config.pool)
+    job = _job(settings, config, source, num_groups=service.num_groups, judge=judge)
+    return replace(job, lanes_per_group=LANES_PER_GROUP)
+
+
 def _own(job: BulkJob, program: str, is_stopped: Callable[[], bool]) -> OpenLanes:
     def open_lanes(run_id: str) -> OwnLanes:
         plan = LanePlan(job.config, job.output, run_id, program)
-        return OwnLanes(plan, num_lanes=job.num_lanes, is_abandoned=is_stopped)
+        return OwnLanes(plan, num_lanes=job.num_groups, is_abandoned=is_stopped)
 
     return open_lanes
 
 
-def _job(
-    settings: Document,
-    config: BulkConfig,
-    source: ManifestSource,
-    *,
-    num_lanes: int,
-    default_size: str | None = None,
-) -> BulkJob:
+def _job(settings: Document, config: BulkConfig, source: ManifestSource, *, num_groups: int, judge: Judge) -> BulkJob:
     size = TINY_SIZE if config.pool.checkpoint == TINY_CHECKPOINT else None
-    if settings["pool"] == "serve":
-        size = default_size
     return BulkJob(
         source=source,
         output="" if settings["out"] is None else open_output(settings["out"]).uri(),
         config=config,
-        judge=_judge(config.pool, never_refuses=settings["pool"] == "serve"),
-        num_lanes=num_lanes,
+        judge=judge,
+        num_groups=num_groups,
         defaults={**_default_size(size, settings["defaults"]), **settings["defaults"]},
         watches=settings["watch"],
         aborts_on_invalid=settings["aborts_on_invalid"],
@@ -153,7 +159,7 @@ def _config(settings: Document, changes: Document, *, gpu: str | None) -> BulkCo
         checkpoint = str(Path(checkpoint).absolute())  # leaders may work in another folder
     pool: dict[str, Any] = {
         "name": _POOL,
-        "model": _TINY_MODEL if checkpoint == TINY_CHECKPOINT else "live-avatar",
+        "model": TINY_MODEL if checkpoint == TINY_CHECKPOINT else "live-avatar",
         "checkpoint": checkpoint,
         "gpu": gpu,
         "threads_per_rank": BulkConfig().threads if gpu is None else None,
@@ -191,13 +197,11 @@ def _gpu(settings: Document) -> str | None:
     )
 
 
-def _judge(pool: PoolConfig, *, never_refuses: bool) -> Callable[[Workload], Fits | DoesNotFit]:
-    """Returns admission's own verdict for groups of this pool; a service gives its own, and here time counts alone."""
+def _judge(pool: PoolConfig) -> Judge:
+    """Returns admission's own verdict for groups of this pool."""
     fleet = Fleet([pool], calibration=load_calibration(), cpu_bytes=_memory_bytes())
 
     def judge(work: Workload) -> Fits | DoesNotFit:
-        if never_refuses:
-            return Fits(fleet.predicted_s(work, pool.name))
         return fleet.judge(Submission(model=pool.model, spec={}, work=work, priority=Priority.BULK), pool.name)
 
     return judge

@@ -75,16 +75,18 @@ class Listener(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class BulkJob:
-    """A manifest and how it is rendered. `defaults` are settings of rows that say nothing of them.
+    """A manifest and how it is rendered: by so many groups, each with so many lanes.
 
-    `name` is the checked template of names in the archive, None without one; `about` is told in run.json.
+    `defaults` are settings of rows that say nothing of them; `name` is the checked template of names in the archive,
+    None without one; `about` is told in run.json.
     """
 
     source: ManifestSource
     output: str
     config: BulkConfig
     judge: Judge
-    num_lanes: int
+    num_groups: int
+    lanes_per_group: int = 1
     defaults: Document = field(default_factory=dict)
     watches: bool = False
     aborts_on_invalid: bool = False
@@ -101,7 +103,7 @@ def validate(job: BulkJob, *, on_bad: Callable[[BadRow], None]) -> Document:
     with tempfile.TemporaryDirectory(prefix="avatar-bulk-") as spool, RowTable(Path(spool) / "rows.sqlite3") as table:
         rows = check_all(read_manifest(job.source), job.checker(), num_threads=job.config.limits.check_threads)
         fill(table, rows, plan, on_bad=on_bad)
-        return plan.as_json(table, num_lanes=job.num_lanes, num_ranks=job.config.pool.num_ranks)
+        return plan.as_json(table, num_lanes=job.num_groups, num_ranks=job.config.pool.num_ranks)
 
 
 def run(
@@ -132,7 +134,7 @@ class Driver:
         self._limits = job.config.limits
         self._output: Folder = open_output(job.output)
         self._lost = ""
-        self._tally = Tally(job.config.pool.num_ranks)
+        self._tally = Tally(job.config.pool.num_ranks, job.lanes_per_group)
         self._plan = Plan()
         self._checker = job.checker()
         self._metrics = RunMetrics()
@@ -167,7 +169,8 @@ class Driver:
         watch = watch_manifest(self._job.source) if self._job.watches else None
         if watch is None:
             self._take(self._read())
-        plan = self._plan.as_json(self._table, num_lanes=self._job.num_lanes, num_ranks=self._job.config.pool.num_ranks)
+        num_ranks = self._job.config.pool.num_ranks
+        plan = self._plan.as_json(self._table, num_lanes=self._job.num_groups, num_ranks=num_ranks)
         self._listener.planned(plan)
         if self._is_stopped():
             return self._ended(ExitCode.CANCELLED)

@@ -86,7 +86,7 @@ def a_job(folder: Path, *rows: dict[str, Any], manifest: str = "rows.jsonl", **c
         output=str(folder / "out"),
         config=BulkConfig(limits=LIMITS),
         judge=lambda work: Fits(work.num_frames / 25),
-        num_lanes=2,
+        num_groups=2,
         about={"manifest": manifest},
         **changes,
     )
@@ -232,7 +232,7 @@ def test_the_errors_of_a_run_are_a_manifest_for_another_folder(folder: Path) -> 
         output=str(folder / "again"),
         config=BulkConfig(limits=LIMITS),
         judge=lambda _: Fits(1.0),
-        num_lanes=1,
+        num_groups=1,
     )
     plan = validate(again, on_bad=lambda _: None)
     assert (plan["good"], plan["bad"]) == (1, {"PROMPT_INVALID": 1})

@@ -299,12 +299,20 @@ def test_an_input_that_went_is_told_as_that(service: Service, folder: Path) -> N
     assert service.requests == []
 
 
+def a_pool(model: str, **facts: Any) -> dict[str, Any]:
+    presets = [
+        {"preset": "social", "fits": True, "seconds_per_video_second": 3.5},
+        {"preset": "high_fidelity", "fits": False, "part": "weights"},
+    ]
+    return {"model": model, "presets": presets, **facts}
+
+
 MODELS = {"data": [{"id": "live-avatar"}]}
 POOLS = {
     "pools": [
-        {"model": "live-avatar", "min_groups": 2, "groups": [1, 2, 3]},
-        {"model": "live-avatar", "min_groups": 2, "groups": []},
-        {"model": "another", "min_groups": 9, "groups": []},
+        a_pool("live-avatar", min_groups=2, groups=[], layout="single", gpu="cpu"),
+        a_pool("live-avatar", min_groups=2, groups=[1, 2, 3], layout="stages=4", gpu="H100"),
+        a_pool("another", min_groups=9, groups=[], layout="single", gpu="cpu"),
     ]
 }
 
@@ -313,6 +321,15 @@ def test_a_service_is_asked_for_its_model_and_its_groups(service: Service) -> No
     service.answers.update({"GET /v1/models": [Answer(MODELS)], "GET /v1/capacity": [Answer(POOLS)]})
     found = look_at_service(service.url)
     assert (found.url, found.model, found.num_groups) == (service.url, "live-avatar", 5)
+    assert (found.layout, found.num_ranks, found.gpu) == ("stages=4", 4, "H100")
+    assert found.seconds_by_preset == {"social": 3.5}
+
+
+def test_groups_without_cards_are_told_as_such(service: Service) -> None:
+    pools = {"pools": POOLS["pools"][:1]}
+    service.answers.update({"GET /v1/models": [Answer(MODELS)], "GET /v1/capacity": [Answer(pools)]})
+    found = look_at_service(service.url)
+    assert (found.gpu, found.num_ranks, found.num_groups) == (None, 1, 2)
 
 
 @pytest.mark.parametrize("models", [Answer({"data": []}), Answer(b"<html>"), Answer(MODELS, status=500), Answer([])])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,6 +17,7 @@ from serve_app.bulk.lanes.messages import RowOrder
 from serve_app.bulk.outcomes import Code
 from serve_app.bulk.row import Document
 from serve_app.errors import UnavailableError
+from serve_app.planning.layout import SINGLE, ParallelLayout
 from serve_app.rendering.frames import IsCancelled
 from serve_app.storage.base import VideoSink
 from serve_app.storage.disk import told_reading
@@ -65,11 +66,22 @@ class ServiceRefusedError(Exception):
 
 @dataclass(frozen=True)
 class ServiceModel:
-    """A service that answers: where it is, the model of requests that name none, how many groups render."""
+    """A service that answers: where it is, the model of requests that name none, how many groups render.
+
+    The rest is of its groups; where they are of several kinds, of most of them. `gpu` None: they compute on the CPU;
+    `seconds_by_preset`: how long one takes for a second of video.
+    """
 
     url: str
     model: str
     num_groups: int
+    layout: str = SINGLE
+    gpu: str | None = None
+    seconds_by_preset: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def num_ranks(self) -> int:
+        return ParallelLayout.parse(self.layout).world_size
 
 
 def look_at_service(url: str) -> ServiceModel:
@@ -77,14 +89,25 @@ def look_at_service(url: str) -> ServiceModel:
     try:
         models = httpx2.get(f"{url}/v1/models", timeout=_ANSWER_S).raise_for_status().json()
         pools = httpx2.get(f"{url}/v1/capacity", timeout=_ANSWER_S).raise_for_status().json()["pools"]
-        model = models["data"][0]["id"]
+        return _service_model(url, models["data"][0]["id"], pools)
     except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, TypeError, LookupError) as error:
         raise UnavailableError(
             f"no service answers at {url} ({_told(error)})",
             remedy="start it (live-avatar serve), or name its address with --url",
         ) from error
-    num_groups = sum(max(pool["min_groups"], len(pool["groups"])) for pool in pools if pool["model"] == model)
-    return ServiceModel(url, model, max(1, num_groups))
+
+
+def _service_model(url: str, model: str, pools: list[Document]) -> ServiceModel:
+    numbers = [(max(pool["min_groups"], len(pool["groups"])), pool) for pool in pools if pool["model"] == model]
+    _, most = max(numbers, key=lambda one: one[0])
+    return ServiceModel(
+        url,
+        model,
+        sum(number for number, _ in numbers),
+        layout=most["layout"],
+        gpu=None if most["gpu"] == "cpu" else most["gpu"],
+        seconds_by_preset={row["preset"]: row["seconds_per_video_second"] for row in most["presets"] if row["fits"]},
+    )
 
 
 class ServiceClient:
