@@ -35,7 +35,8 @@ def service() -> Iterator[Service]:
 
 @pytest.fixture
 def lane(service: Service, tmp_path: Path) -> ServiceLane:
-    return ServiceLane("lane-0", ServiceModel(service.url, "live-avatar", 1), str(tmp_path / "out"), "r1")
+    running = ServiceModel(service.url, "live-avatar", 1)
+    return ServiceLane("lane-0", running, str(tmp_path / "out"), "r1", tmp_path / "spools")
 
 
 def row(folder: Path, **changes: Any) -> RowOrder:
@@ -50,8 +51,40 @@ def test_a_row_is_made_kept_and_forgotten_by_the_service(service: Service, lane:
     assert report.result == result
     assert (result["row_key"], result["num_frames"], result["seconds"], result["gpu_s"]) == ("k1", 30, 1.2, 2.5)
     assert (tmp_path / "out" / "row" / "video.mp4").read_bytes() == VIDEO
-    assert names_in(tmp_path / "out") == ["row/result.json", "row/video.mp4", "videos/Spring.mp4"]
+    assert names_in(tmp_path / "out") == [
+        "row/attempt_1.log",
+        "row/result.json",
+        "row/video.mp4",
+        "videos/Spring.mp4",
+    ]
     assert (report.busy_s, service.asked(FORGET)) == (2.5, 1)
+    log = (tmp_path / "out" / "row" / "attempt_1.log").read_text()
+    for line in ("row, attempt 1 of run r1 on lane-0", service.url, "v1 there: completed, 2.5 s on a group", "is done"):
+        assert line in log
+
+
+def test_a_bucket_gets_the_video_over_a_spool_that_is_empty_afterwards_and_gone_in_the_end(
+    lane: ServiceLane, tmp_path: Path
+) -> None:
+    bucket = Bucket(tmp_path / "bucket")
+    lane._output = bucket
+    bucket.broken = frozenset(["put"])
+    assert lane.render(row(tmp_path)).error is not None
+    bucket.broken = frozenset()
+    assert lane.render(row(tmp_path, attempt=2)).result is not None
+    assert (tmp_path / "bucket" / "row" / "video.mp4").read_bytes() == VIDEO
+    (spool,) = (tmp_path / "spools").iterdir()
+    assert names_in(spool) == []
+    lane.close()
+    assert not spool.exists()
+
+
+def test_gpu_seconds_are_those_of_all_cards_of_a_group(service: Service, tmp_path: Path) -> None:
+    running = ServiceModel(service.url, "live-avatar", 1, layout="stages=4,vae=1")
+    lane = ServiceLane("lane-0", running, str(tmp_path / "out"), "r1", tmp_path / "spools")
+    report = lane.render(row(tmp_path))
+    assert report.result is not None
+    assert (report.result["gpu_s"], report.result["render_s"], report.busy_s) == (12.5, 2.5, 2.5)
 
 
 def test_an_order_that_comes_twice_is_answered_and_not_obeyed_again(
@@ -74,15 +107,15 @@ def test_a_row_that_is_done_is_not_asked_for(service: Service, lane: ServiceLane
 
 
 @pytest.mark.parametrize(
-    ("create", "code"),
+    ("create", "code", "lost_s"),
     [
-        (refusal(422, "never_fits"), Code.NEVER_FITS),
-        (a_video("failed", error={"code": "gang_failed", "message": "rank 1 died"}), Code.RANK_DIED),
-        (a_video("cancelled"), Code.TIMEOUT),
+        (refusal(422, "never_fits"), Code.NEVER_FITS, 0.0),
+        (a_video("failed", error={"code": "gang_failed", "message": "rank 1 died"}), Code.RANK_DIED, 2.5),
+        (a_video("cancelled"), Code.TIMEOUT, 2.5),
     ],
 )
 def test_what_the_service_does_not_make_has_its_code(
-    service: Service, lane: ServiceLane, tmp_path: Path, create: Answer, code: Code
+    service: Service, lane: ServiceLane, tmp_path: Path, create: Answer, code: Code, lost_s: float
 ) -> None:
     if create.status == 200:
         create = Answer({**create.body, **ABOUT})
@@ -90,6 +123,8 @@ def test_what_the_service_does_not_make_has_its_code(
     report = lane.render(row(tmp_path))
     assert report.error is not None
     assert (report.error.code, report.error.group, report.has_brought_down) == (code, "lane-0", False)
+    assert report.busy_s == lost_s
+    assert f"failed: {code}: {report.error.message}" in Path(report.error.log_uri).read_text()
     assert not (tmp_path / "out" / "row" / "result.json").exists()
 
 
@@ -97,8 +132,8 @@ def test_half_a_video_is_asked_for_again(service: Service, lane: ServiceLane, tm
     service.answers[CONTENT] = [Answer(VIDEO, is_cut=True), Answer(VIDEO)]
     first = lane.render(row(tmp_path))
     assert first.error is not None
-    assert (first.error.code, first.error.is_retryable) == (Code.NODE_LOST, True)
-    assert names_in(tmp_path / "out") == []
+    assert (first.error.code, first.error.is_retryable, first.busy_s) == (Code.NODE_LOST, True, 0.0)
+    assert names_in(tmp_path / "out") == ["row/attempt_1.log"]
     assert lane.render(row(tmp_path, attempt=2)).error is None
 
 

@@ -6,12 +6,11 @@ place: only `frames` is done in turn.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,7 +18,8 @@ from serve_app.bulk.inputs import checked_copy
 from serve_app.bulk.lanes.failures import has_brought_down, is_begun, row_error, story_of
 from serve_app.bulk.lanes.messages import RowOrder, RowReport
 from serve_app.bulk.lanes.result import MadeVideo, Published, result_of
-from serve_app.bulk.outcomes import Code, RowError
+from serve_app.bulk.lanes.row_log import RowLog
+from serve_app.bulk.outcomes import Code
 from serve_app.bulk.output import RowOutput
 from serve_app.bulk.row import Document
 from serve_app.errors import AvatarError, RenderCancelledError, StorageError
@@ -29,8 +29,6 @@ from serve_app.schemas.config import AppConfig
 from serve_app.schemas.render import RenderSpec
 from serve_app.storage.base import Folder
 from serve_app.task import FrameBlock, RenderTask
-
-log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 0.2
 _PATIENT_S, _ASK_AGAIN_S = 120.0, 5.0
@@ -50,13 +48,13 @@ class Turn:
     """
 
     order: RowOrder
+    log: RowLog
     is_stopped: threading.Event
     stage: str = "upload"
     began_at: float | None = None
     busy_s: float = 0.0
     blocks_done: int = 0
     num_blocks: int = 0
-    lines: list[str] = field(default_factory=list)
 
     def is_late(self) -> bool:
         return self.began_at is not None and time.monotonic() - self.began_at > self.order.limit_s
@@ -64,10 +62,6 @@ class Turn:
     def is_over(self) -> bool:
         """Whether the attempt shall end at the next block border."""
         return self.is_stopped.is_set() or self.is_late()
-
-    def note(self, line: str) -> None:
-        """Adds a line to the log of the attempt."""
-        self.lines.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}")
 
 
 class InTurn:
@@ -97,7 +91,7 @@ class InTurn:
     def _of_ranks(self, turn: Turn, task: RenderTask, is_cancelled: IsCancelled) -> Iterator[FrameBlock]:
         began_at = time.monotonic()
         turn.began_at, turn.stage, self.turn = began_at, "render", turn
-        turn.note("has the ranks")
+        turn.log.note("has the ranks")
         try:
             yield from self._source.frames(task, is_cancelled=is_cancelled)
         finally:
@@ -165,14 +159,13 @@ class RowRenderer:
 
     def render(self, order: RowOrder) -> RowReport:
         """Makes the video of a row, and commits it; every way in which that can end is a report."""
-        turn = Turn(order, self._is_stopped)
+        turn = Turn(order, RowLog(order, lane=self._lane, run_id=self._run_id), self._is_stopped)
         output = RowOutput(self._place.output, order.custom_id, self._place.spool)
-        turn.note(f"{order.custom_id}, attempt {order.attempt} of run {self._run_id} on {self._lane}")
         try:
             report = self._done(turn, output)
         except Exception as error:
             report = self._failed(turn, error)
-        return self._logged(turn, output, report)
+        return turn.log.kept(output, report)
 
     def _done(self, turn: Turn, output: RowOutput) -> RowReport:
         """Returns the report of a row that is committed: by this attempt, or by whoever was before it."""
@@ -181,11 +174,11 @@ class RowRenderer:
         if result is None or result["row_key"] != order.row_key:
             output.prepare()
             made = self._rendered(turn, output)
-            turn.note("is rendered")
+            turn.log.note("is rendered")
             result = self._kept(turn, output, made)
         else:
             output.archive(order.archive_name)
-        turn.note("is done")
+        turn.log.note("is done")
         return RowReport(order.seq, order.attempt, self._lane, result=result, busy_s=turn.busy_s)
 
     def _rendered(self, turn: Turn, output: RowOutput) -> RenderResult:
@@ -196,7 +189,7 @@ class RowRenderer:
                 name: str(copies.enter_context(checked_copy(getattr(spec, name), sha256=sha256)))
                 for name, sha256 in turn.order.sha256.items()
             }
-            turn.note("has its inputs")
+            turn.log.note("has its inputs")
             return render(
                 spec.model_copy(update=inputs),
                 source=self._ranks.of(turn),
@@ -232,9 +225,9 @@ class RowRenderer:
         told = row_error(error, attempt=order.attempt, lane=self._lane, stage=turn.stage, blocks_done=turn.blocks_done)
         if told.code is Code.CANCELLED and not turn.is_stopped.is_set():
             told = replace(told, code=Code.TIMEOUT, message=f"took longer than {order.limit_s:.0f} s and was stopped")
-        turn.note(f"failed: {told.code}: {told.message}")
+        turn.log.note(f"failed: {told.code}: {told.message}")
         if not isinstance(error, AvatarError) or has_brought_down(error):
-            turn.note(story_of(error))
+            turn.log.note(story_of(error))
         return RowReport(
             order.seq,
             order.attempt,
@@ -244,15 +237,6 @@ class RowRenderer:
             is_begun=is_begun(error),
             busy_s=turn.busy_s,
         )
-
-    def _logged(self, turn: Turn, output: RowOutput, report: RowReport) -> RowReport:
-        """Keeps the log of the attempt; the row does not fail with it."""
-        try:
-            log_uri = output.write_log(turn.order.attempt, "\n".join(turn.lines) + "\n")
-        except AvatarError as error:
-            log.warning("row log not written", extra={"row": turn.order.custom_id, "error": str(error)})
-            return report
-        return report if report.error is None else replace(report, error=_logged_at(report.error, log_uri))
 
 
 def _patiently(turn: Turn, output: RowOutput, act: Callable[[], Value]) -> Value:
@@ -264,7 +248,7 @@ def _patiently(turn: Turn, output: RowOutput, act: Callable[[], Value]) -> Value
         except StorageError as error:
             if time.monotonic() >= give_up_at or turn.is_stopped.wait(_ASK_AGAIN_S):
                 raise
-            turn.note(f"is not taken yet: {error}")
+            turn.log.note(f"is not taken yet: {error}")
 
 
 def _note(turn: Turn, progress: Progress) -> None:
@@ -273,8 +257,4 @@ def _note(turn: Turn, progress: Progress) -> None:
         turn.num_blocks = progress.num_blocks
         return
     turn.blocks_done += 1
-    turn.note(f"block {turn.blocks_done} of {turn.num_blocks}")
-
-
-def _logged_at(error: RowError, uri: str) -> RowError:
-    return replace(error, log_uri=uri)
+    turn.log.note(f"block {turn.blocks_done} of {turn.num_blocks}")
