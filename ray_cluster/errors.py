@@ -39,7 +39,7 @@ class ClusterError(Exception):
 
 
 class LocalClusterError(ClusterError):
-    """A private cluster on this machine cannot be started."""
+    """This process gets no cluster: a private one does not start, or one that runs cannot be joined."""
 
 
 class PlacementError(ClusterError):

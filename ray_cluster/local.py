@@ -20,10 +20,25 @@ from typing import Any
 import ray
 import ray._raylet
 
+from ray_cluster.environment import changed_environment
 from ray_cluster.errors import LocalClusterError
 
 MIB = 1 << 20
 GUARD_LIMIT_S = 30.0
+OF_ANOTHER_CLUSTER = (
+    "RAY_ADDRESS",
+    "RAY_AUTH_TOKEN_PATH",
+    # Where another head keeps its state, and every head that starts would: in pods of KubeRay, and so in their jobs.
+    "RAY_REDIS_ADDRESS",
+    "RAY_external_storage_namespace",
+    "RAY_gcs_storage",
+    "RAY_gcs_storage_path",
+    "RAY_JOB_CONFIG_JSON_ENV_VAR",  # of the job that this process is: its files are on the cluster of that job
+)
+"""Variables that would lead a private cluster to another one."""
+_NO_START = "Ray does not start on this machine"
+_LOOK = "look at memory, /dev/shm, open files and the environment (CUDA_VISIBLE_DEVICES, RAY_...)"
+_NAME = "name the address of its head, with its token in the environment (RAY_AUTH_TOKEN)"
 
 
 @dataclass(frozen=True)
@@ -60,7 +75,8 @@ def local_cluster(
     with _guarded_folder(temp_root) as folder, _ray_settings():
         try:
             hidden = ("CUDA_VISIBLE_DEVICES",) if gpus_are_logical else ()  # Ray wants as many there
-            with _environment(settings, cleared=hidden), _same_sigterm(), _told():
+            cleared = (*OF_ANOTHER_CLUSTER, *hidden)
+            with changed_environment(settings, cleared=cleared), _same_sigterm(), _told(_NO_START, remedy=_LOOK):
                 _read_environment()
                 ray.init(
                     address="local",
@@ -87,14 +103,8 @@ def joined_cluster(address: str) -> Iterator[None]:
     if ray.is_initialized():
         raise LocalClusterError("this process is connected to a Ray cluster already", remedy="disconnect from it first")
     try:
-        with _same_sigterm():
-            try:
-                ray.init(address=address, configure_logging=False, log_to_driver=False)
-            except (ValueError, RuntimeError, OSError) as error:
-                raise LocalClusterError(
-                    f"no Ray cluster answers at {address!r}: {error}",
-                    remedy="name the address of its head, with its token in the environment (RAY_AUTH_TOKEN)",
-                ) from error
+        with _same_sigterm(), _told(f"no Ray cluster lets this process in at {address!r}", remedy=_NAME):
+            ray.init(address=address, configure_logging=False, log_to_driver=False)
         yield
     finally:
         ray.shutdown()
@@ -147,15 +157,12 @@ def _same_sigterm() -> Iterator[None]:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """Tells what keeps Ray from starting as an error of ours."""
+def _told(what: str, *, remedy: str) -> Iterator[None]:
+    """Tells what Ray has against it as an error of ours."""
     try:
         yield
     except Exception as error:  # Ray raises a bare one, for example when the start takes too long
-        raise LocalClusterError(
-            f"Ray does not start on this machine: {error}",
-            remedy="look at memory, /dev/shm, open files and the environment (CUDA_VISIBLE_DEVICES, RAY_...)",
-        ) from error
+        raise LocalClusterError(f"{what}: {error}", remedy=remedy) from error
 
 
 def _read_environment() -> None:
@@ -163,20 +170,6 @@ def _read_environment() -> None:
     raylet: Any = ray._raylet
     raylet.Config.initialize("")
     raylet.AuthenticationTokenLoader.instance().reset_cache()
-
-
-@contextmanager
-def _environment(settings: Mapping[str, str], *, cleared: tuple[str, ...]) -> Iterator[None]:
-    """Sets the environment while Ray's processes start, without what would lead them to another cluster."""
-    cleared = ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH", *cleared)
-    before = {name: os.environ.pop(name, None) for name in (*settings, *cleared)}
-    os.environ.update(settings)
-    try:
-        yield
-    finally:
-        for name in settings:
-            del os.environ[name]
-        os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
 def _check_shared_memory(object_store_bytes: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -40,6 +41,54 @@ def test_without_the_token_nobody_gets_in(cluster: LocalCluster) -> None:
     environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
     assert done.stderr.splitlines()[-1] == "AuthenticationError"
+
+
+WORKS_ALONE = """
+import ray
+from ray_cluster.local import MIB, local_cluster
+with local_cluster(num_cpus=1, num_gpus=0, object_store_bytes=128 * MIB):
+    print(ray.get(ray.remote(lambda: "works").remote(), timeout=60))
+"""
+
+
+def test_in_a_job_of_another_cluster_it_shares_nothing_with_that(tmp_path: Path) -> None:
+    """Whose state is in Redis, or in a folder, and whose job came with a folder of its own."""
+    state = tmp_path / "state"
+    of_the_other = {
+        "RAY_ADDRESS": "127.0.0.1:1",
+        "RAY_REDIS_ADDRESS": "127.0.0.1:1",
+        "RAY_external_storage_namespace": "other",
+        "RAY_gcs_storage": "rocksdb",
+        "RAY_gcs_storage_path": str(state),
+        "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": {"working_dir": "gcs://_ray_pkg_0.zip"}}),
+    }
+    done = run(WORKS_ALONE, of_the_other)
+    assert done.stdout == "works\n", done.stderr
+    assert not state.exists()
+
+
+JOINS = """
+import sys
+from ray_cluster.errors import LocalClusterError
+from ray_cluster.local import joined_cluster
+try:
+    with joined_cluster(sys.argv[1]):
+        print("joined")
+except LocalClusterError as error:
+    print(error)
+"""
+
+
+def test_who_has_no_token_is_told_how_to_join(cluster: LocalCluster, tmp_path: Path) -> None:
+    done = run(JOINS, {"RAY_AUTH_MODE": "token", "HOME": str(tmp_path)}, cluster.address)
+    assert done.stdout.startswith(f"no Ray cluster lets this process in at '{cluster.address}'"), done.stderr
+    assert done.stdout.endswith("with its token in the environment (RAY_AUTH_TOKEN)\n")
+
+
+def run(code: str, settings: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, env={**kept, **settings}, capture_output=True, text=True, timeout=120)
 
 
 def test_the_guard_takes_who_writes_there_and_spares_readers_and_the_driver(tmp_path: Path) -> None:
