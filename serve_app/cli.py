@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
+from ray_cluster.errors import ClusterError
 from serve_app.commands.bulk import add_bulk
 from serve_app.commands.calibrate import add_calibrate
 from serve_app.commands.checkpoint import add_convert, add_verify
@@ -20,9 +21,12 @@ from serve_app.commands.plan import add_plan
 from serve_app.commands.render import add_render
 from serve_app.commands.serve import add_serve
 from serve_app.commands.submit import add_submit
-from serve_app.errors import AvatarError, GangFailedError, did_you_mean
+from serve_app.errors import AvatarError, GangFailedError, RenderCancelledError, did_you_mean
 
 STOP_SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+FAILED = 1
+WHOLE_OR_NOTHING = ("render", "convert", "demo")
+"""Commands that write a single result, at their end."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,19 +42,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.is_stopped = stop.is_received
         options.stop_exit_code = lambda: stop.exit_code
         options.stopping_later = stop.later
+        stop.leaves_nothing = options.command in WHOLE_OR_NOTHING
         return int(options.run(options))
-    except AvatarError as error:
+    except (AvatarError, ClusterError) as error:
+        if not stop.explains(error):
+            _tell(error)
         if not stop.is_received():
-            if isinstance(error, GangFailedError) and error.details:
-                print(error.details, file=sys.stderr)
-            print(f"live-avatar: {error}", file=sys.stderr)
-            return error.exit_code
+            return error.exit_code if isinstance(error, AvatarError) else FAILED
     except BaseException:
         if not stop.is_received():
             raise
     # Once stopped, whatever ended the work did so because of that.
     print(f"live-avatar: {stop.message}", file=sys.stderr)
     return stop.exit_code
+
+
+def _tell(error: AvatarError | ClusterError) -> None:
+    if isinstance(error, GangFailedError) and error.details:
+        print(error.details, file=sys.stderr)
+    print(f"live-avatar: {error}", file=sys.stderr)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -113,6 +123,8 @@ class _StopSignals:
     def __init__(self) -> None:
         self._received: int | None = None
         self._raises = True
+        self._has_raised = False
+        self.leaves_nothing = False
 
     def listen(self) -> None:
         for kind in STOP_SIGNALS:
@@ -123,10 +135,18 @@ class _StopSignals:
     def is_received(self) -> bool:
         return self._received is not None
 
+    def explains(self, error: Exception) -> bool:
+        """Whether an error is no news: the work broke off where the signal raised, or says that it was stopped.
+
+        An error of work that was to stop later may tell what nobody else does: a job that was perhaps submitted.
+        """
+        return self._has_raised or (self.is_received() and isinstance(error, RenderCancelledError))
+
     @property
     def message(self) -> str:
         assert self._received is not None
-        return f"{STOP_SIGNALS[signal.Signals(self._received)]}; nothing was written"
+        left = "; nothing was written" if self.leaves_nothing else ""
+        return f"{STOP_SIGNALS[signal.Signals(self._received)]}{left}"
 
     @property
     def exit_code(self) -> int:
@@ -145,6 +165,7 @@ class _StopSignals:
     def _stop(self, kind: int, _frame: FrameType | None) -> None:
         is_first, self._received = self._received is None, kind
         if self._raises or not is_first:
+            self._has_raised = True
             raise _Stopped
 
 

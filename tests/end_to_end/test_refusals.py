@@ -6,6 +6,8 @@ import json
 import os
 import resource
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from serve_app.model.checkpoint import BASE_FOLDER
-from tests.end_to_end.conftest import RunCli
+from tests.end_to_end.conftest import TIMEOUT_S, RunCli, environment
 from tests.media.conftest import WriteWav, raw_png
 
 GOOD = {"--image": "portrait.png", "--audio": "voice.wav", "--prompt": "A person talks.", "--out": "made/video.mp4"}
@@ -204,3 +206,38 @@ def test_a_checkpoint_with_a_missing_and_a_misshapen_tensor_is_told_with_both(
     assert "; download it again" in last
     assert "Traceback" not in done.stderr
     assert files_below(inputs) == before
+
+
+LITTLE_SHARED_MEMORY = """
+import sys
+from types import SimpleNamespace
+from ray_cluster import local
+from serve_app.cli import main
+local.shutil = SimpleNamespace(disk_usage=lambda _: SimpleNamespace(free=64 << 20))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["bulk", "run", "--audio-dir=.", "--image=portrait.png", "--prompt=A man.", "--out=made", "--gpus=none"],
+        ["serve", "--port=0", "--data-dir=made"],
+        ["demo", "--out=made/demo.mp4"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_container_as_docker_makes_it_is_too_small_for_ray(inputs: Path, cache: Path, command: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LITTLE_SHARED_MEMORY, *command],
+        cwd=inputs,
+        env=environment(cache),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("live-avatar: the object store takes 512 MiB, /dev/shm has 64 MiB; ")
+    assert "docker run --shm-size" in last
+    assert "Traceback" not in done.stderr

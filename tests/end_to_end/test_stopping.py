@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import pytest
 
-from tests.end_to_end.conftest import started
+from tests.end_to_end.conftest import ROOT, TIMEOUT_S, started
 from tests.media.conftest import WriteWav
 
 NUM_FRAMES = 1_000
@@ -58,6 +58,60 @@ def test_a_stopped_gang_leaves_no_process_and_no_file(
     assert all(path.name.endswith(".part") for path in left) if kind is signal.SIGKILL else not left
 
 
+UNANSWERED = """
+import os, signal, sys
+from ray_cluster.job import HeadUnreachableError
+from serve_app import cli
+from serve_app.commands import submit
+
+class Jobs:
+    def find(self, submission_id):
+        return None
+
+    def submit(self, spec):
+        os.kill(os.getpid(), signal.SIGINT)
+        raise HeadUnreachableError(f"whether job {spec.submission_id} is there is not known", remedy="look")
+
+submit.import_object = lambda _: lambda *_, **__: Jobs()
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_a_stopped_submit_tells_of_the_job_that_may_be_there() -> None:
+    flags = ["--out=s3://b/out", "--address=http://head:8265", "--submission-id=videos-1"]
+    done = run(UNANSWERED, "submit", "s3://b/rows.jsonl", *flags)
+    assert done.returncode == 130
+    assert done.stderr == ("live-avatar: whether job videos-1 is there is not known; look\nlive-avatar: interrupted\n")
+
+
+STOPPED_BULK = """
+import os, signal, sys
+from serve_app import cli
+from serve_app.commands import bulk
+from serve_app.errors import StorageError
+
+def run_bulk(settings, **_):
+    os.kill(os.getpid(), signal.SIGTERM)
+    raise StorageError("the bucket is away", remedy="wait")
+
+bulk.import_object = lambda _: run_bulk
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_a_stopped_bulk_job_that_cannot_end_well_says_why() -> None:
+    done = run(STOPPED_BULK, "bulk", "run", "s3://b/rows.jsonl", "--out=s3://b/out")
+    assert (done.returncode, done.stderr) == (
+        143,
+        "live-avatar: the bucket is away; wait\nlive-avatar: terminated\n",
+    )
+
+
+def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+
+
 SWALLOWING = """
 import os, signal, sys
 from serve_app import cli
@@ -85,13 +139,7 @@ sys.exit(cli.main(sys.argv[1:]))
 def test_a_signal_that_a_library_swallows_ends_the_render_at_the_next_block(inputs: Path, write_wav: WriteWav) -> None:
     write_wav(0.3 * np.sin(np.arange(16_000) / 20), 16_000)
     files = [f"--image={inputs / 'portrait.png'}", f"--audio={inputs / 'voice.wav'}", f"--out={inputs / 'video.mp4'}"]
-    done = subprocess.run(
-        [sys.executable, "-c", SWALLOWING, "render", *files, "--prompt=A person talks about it."],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        timeout=60,
-        check=False,
-    )
+    done = run(SWALLOWING, "render", *files, "--prompt=A person talks about it.")
     assert done.returncode == 143
-    assert done.stderr.endswith(b"live-avatar: terminated; nothing was written\n")
+    assert done.stderr.endswith("live-avatar: terminated; nothing was written\n")
     assert not (inputs / "video.mp4").exists()
