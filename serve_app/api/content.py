@@ -54,7 +54,7 @@ async def get_content(
     if job.state.is_final:
         return await whole_video(request, job, api)
     if request.method == "HEAD":
-        return Response(media_type=_MP4, headers=_headers(job))
+        return _unknown_length(job)
     reader = LiveReader(job, api)
     try:
         job = await while_present(request, reader.wait_for_start(timeout_s=FIRST_BYTES_S))
@@ -81,6 +81,13 @@ async def whole_video(request: Request, job: Job, api: Context, *, headers: dict
         raise JobNotFoundError.of(job.id)
     etag = f'"{job.id}-{job.attempt}"'
     return file_answer(request, file, etag=etag, headers={**_headers(job), "Content-Type": _MP4, **(headers or {})})
+
+
+def _unknown_length(job: Job) -> Response:
+    """Answers HEAD for a video that is not whole: Response says that its length is that of its own body, 0."""
+    answer = Response(media_type=_MP4, headers=_headers(job))
+    del answer.headers["Content-Length"]
+    return answer
 
 
 def _headers(job: Job) -> dict[str, str]:

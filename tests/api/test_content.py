@@ -67,6 +67,12 @@ def test_a_whole_video_is_answered_with_its_length(server: Server) -> None:
     )
 
 
+def test_the_head_of_a_video_that_is_not_whole_tells_no_length(server: Server) -> None:
+    head = server.client.head(f"/v1/videos/{server.create()}/content")
+    assert (head.status_code, head.headers["Content-Type"]) == (200, "video/mp4")
+    assert "Content-Length" not in head.headers
+
+
 @pytest.mark.parametrize(
     ("asked", "first", "last"),
     [
