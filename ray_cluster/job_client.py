@@ -17,6 +17,7 @@ from ray.dashboard.modules.dashboard_sdk import SubmissionClient
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
+from ray_cluster.environment import changed_environment
 from ray_cluster.job import (
     AccessDeniedError,
     HeadAddressError,
@@ -32,6 +33,8 @@ OLDEST_RAY = (2, 60)
 MAX_REASON = 400
 GRACE_VARIABLE = "RAY_JOB_STOP_WAIT_TIME_S"
 """Read by the process that supervises a job, which has the environment of the job."""
+WHOLE_FOLDER = {"RAY_RUNTIME_ENV_IGNORE_GITIGNORE": "1"}
+"""Read by Ray where it packs a folder, from the environment alone."""
 LOG_FILE_S = 3600
 """How long Ray may take for a whole log."""
 LOG_LOOK_S = 0.5
@@ -136,18 +139,19 @@ class DashboardClient(JobSubmissionClient):
         )
 
     def submit(self, spec: JobSpec) -> None:
-        """Hands a job over; its folder goes first."""
+        """Hands a job over; its folder goes first, also what .gitignore names: what a job made is input of the next."""
         runtime_env: dict[str, Any] = {"env_vars": {GRACE_VARIABLE: str(spec.stop_grace_s)}}
         if spec.working_dir:
             runtime_env["working_dir"] = spec.working_dir
         try:
-            self.submit_job(
-                entrypoint=spec.entrypoint,
-                submission_id=spec.submission_id,
-                runtime_env=runtime_env,
-                entrypoint_num_cpus=spec.num_cpus or None,
-                entrypoint_memory=spec.memory_bytes or None,
-            )
+            with changed_environment(WHOLE_FOLDER):
+                self.submit_job(
+                    entrypoint=spec.entrypoint,
+                    submission_id=spec.submission_id,
+                    runtime_env=runtime_env,
+                    entrypoint_num_cpus=spec.num_cpus or None,
+                    entrypoint_memory=spec.memory_bytes or None,
+                )
         except (ValueError, RuntimeError, OSError) as error:  # of packing the folder: what requests raise is JobError
             raise JobRefusedError(
                 f"the working folder {spec.working_dir!r} cannot be sent: {_short(str(error))}",

@@ -1,4 +1,4 @@
-"""Jobs of a Ray cluster, over its dashboard: submit, follow, wait, stop. Needs Ray with its dashboard's packages."""
+"""Jobs of a Ray cluster, over its dashboard: submit, follow, wait. Needs Ray with its dashboard's packages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from ray_cluster.job import (
     HeadUnreachableError,
     JobError,
     JobLogError,
-    JobRefusedError,
     JobSpec,
     JobState,
     JobUnknownError,
@@ -126,22 +125,6 @@ class Job:
                     raise
                 away.bear(error, remedy=self._goes_on())
             time.sleep(POLL_S)
-
-    def stop(self, *, timeout_s: float) -> JobState:
-        """Asks the job to end, and returns how it did; raises JobRefusedError if it has not within `timeout_s`.
-
-        A job that has no place yet ends only when it has got one.
-        """
-        deadline = time.monotonic() + timeout_s
-        while not (state := self.state()).is_ended:
-            if time.monotonic() > deadline:
-                raise JobRefusedError(
-                    f"job {self.submission_id} is {state.status} still, {timeout_s:g} s after it was told to stop",
-                    remedy=f"look at it: ray job status {self.submission_id} --address {self.client.get_address()}",
-                )
-            self.client.stop_job(self.submission_id)
-            time.sleep(POLL_S)
-        return state
 
     def _chunks(self, is_cancelled: IsCancelled, on_note: OnNote) -> Iterator[bytes]:
         """Yields the log over as many connections as it takes: Ray itself ends each after some minutes.

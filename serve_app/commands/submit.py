@@ -61,7 +61,7 @@ def add_submit(parser: argparse.ArgumentParser) -> None:
         add("--address", required=True, metavar="URL", help="the cluster's dashboard, like http://HEAD:8265"),
         add("--submission-id", metavar="ID", help="name of the job; one of that name that runs is followed instead"),
         add("--no-follow", action="store_true", help="return when the job is submitted"),
-        add("--working-dir", metavar="DIR", help="folder to send along; the job starts in it"),
+        add("--working-dir", metavar="DIR", help="folder to start in, sent along but for what its .rayignore names"),
         add("--entrypoint-num-cpus", type=float, default=0.0, metavar="N", help="CPUs that the job itself reserves"),
         add("--entrypoint-memory", type=int, default=0, metavar="BYTES", help="memory that the job itself reserves"),
         add("--verify", default="true", metavar="FILE|false", help="whose certificates an https address may have"),
