@@ -1,9 +1,12 @@
-"""What the entrypoint of a RayJob says: the command line of a bulk run."""
+"""What a RayJob runs: the command line of a bulk run, and what its processes get."""
 
 from __future__ import annotations
 
 import shlex
 from itertools import pairwise
+from typing import Any
+
+import yaml
 
 from serve_app.schemas.service import PoolConfig
 from tests.k8s.manifests import Manifest
@@ -17,6 +20,10 @@ def flags(job: Manifest) -> dict[str, str]:
     """Returns the value of every flag that has one."""
     words = command_line(job)
     return {flag: value for flag, value in pairwise(words) if flag.startswith("--") and not value.startswith("--")}
+
+
+def runtime_environment(job: Manifest) -> dict[str, Any]:
+    return yaml.safe_load(job["spec"].get("runtimeEnvYAML", "")) or {}
 
 
 def pool(job: Manifest) -> PoolConfig:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-import yaml
-
+from ray_cluster.job_client import GRACE_VARIABLE
 from serve_app.cli import build_parser
-from tests.k8s.entrypoints import command_line, flags
+from serve_app.commands.submit import STOP_GRACE_S
+from tests.k8s.entrypoints import command_line, flags, runtime_environment
 from tests.k8s.manifests import Manifest, of_kind, ray_clusters, ray_pods, service_cluster, submitter
 from tests.k8s.network_rules import API_PORT, admits
 from tests.k8s.serve_rules import service_config
@@ -110,9 +110,22 @@ def entrypoints_are_bulk_runs(manifests: list[Manifest]) -> list[str]:
         if words[:3] != ["live-avatar", "bulk", "run"]:
             wrong.append(f"{name}: {words[:3]} is no bulk run")
         wrong += [f"{name}: {field} moves the driver" for field in _AROUND_THE_ENTRYPOINT if field in spec]
-        if yaml.safe_load(spec.get("runtimeEnvYAML", "")) is not None:
+        if set(runtime_environment(job)) - {"env_vars"}:
             wrong.append(f"{name}: runtimeEnvYAML changes the image at run time")
     return wrong
+
+
+def drivers_have_time_to_stop(manifests: list[Manifest]) -> list[str]:
+    """As much as one that `live-avatar submit` sends, to end its rows and write its reports."""
+    times = {
+        job["metadata"]["name"]: runtime_environment(job).get("env_vars", {}).get(GRACE_VARIABLE)
+        for job in of_kind(manifests, "RayJob")
+    }
+    return [
+        f"{name}: {GRACE_VARIABLE} is {time_s!r}, not {STOP_GRACE_S} in quotes"
+        for name, time_s in times.items()
+        if time_s != str(STOP_GRACE_S)
+    ]
 
 
 def the_command_takes_its_entrypoints(manifests: list[Manifest]) -> list[str]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 
+from tests.k8s.entrypoints import runtime_environment
 from tests.k8s.manifests import K8S, Manifest, Pods, all_pods, amount, of_kind, ray_clusters
 
+_SECRET = re.compile("KEY|SECRET|TOKEN|PASSWORD")
 _SOURCES = {"secretKeyRef": "secret", "configMapKeyRef": "configmap"}
 
 
@@ -103,18 +105,19 @@ def secrets_are_told(manifests: list[Manifest]) -> list[str]:
 
 
 def no_secret_is_written_down(manifests: list[Manifest]) -> list[str]:
-    """Not as a Secret, not as the value of a variable, and not in a runtime environment, which Ray shows to all."""
+    """Not as a Secret, and not as the value of a variable, of a pod or of a runtime environment, which Ray shows."""
     wrong = [f"Secret {manifest['metadata']['name']} is in the manifests" for manifest in of_kind(manifests, "Secret")]
     wrong += [
         f"{pods.name}: the value of {name} is in the manifests"
         for pods in all_pods(manifests)
         for name, variable in pods.env.items()
-        if re.search("KEY|SECRET|TOKEN|PASSWORD", name) and "secretKeyRef" not in variable.get("valueFrom", {})
+        if _SECRET.search(name) and "secretKeyRef" not in variable.get("valueFrom", {})
     ]
     return wrong + [
-        f"{job['metadata']['name']}: runtimeEnvYAML sets variables"
+        f"{job['metadata']['name']}: runtimeEnvYAML shows {name}"
         for job in of_kind(manifests, "RayJob")
-        if "env_vars" in job["spec"].get("runtimeEnvYAML", "")
+        for name in runtime_environment(job).get("env_vars", {})
+        if _SECRET.search(name)
     ]
 
 
