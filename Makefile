@@ -64,7 +64,7 @@ chaos: install ## Kill, freeze and starve every rank of gangs in every way, rede
 large: install ## Plan a million rows, measure memory over hundreds; some minutes
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -m large
 
-bench: install ## Time each part of a video, and its encoding, on this machine
+bench: install ## Time the parts of a video, gangs, admission, service and a bulk job, score plan; more than half an hour
 	@$(BIN)/python -m serve_app.engine.bench --size 128*128 256*256
 	$(BIN)/python load_tests/bench_encoding.py
 	$(BIN)/python -m load_tests.bench_gang
