@@ -9,7 +9,7 @@ import secrets
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -262,10 +262,12 @@ class Driver:
     def _is_archived(self, row: TableRow) -> bool:
         """Sees to it that a video that is done is in the archive too; False: its lane shall tell why it cannot be."""
         output = RowOutput(self._output, row.custom_id, self._spool)
-        if row.archive_name is not None and not output.is_archived(row.archive_name):
-            with suppress(OutputError):
-                output.archive(row.archive_name)
-            return output.is_archived(row.archive_name)
+        if row.archive_name is None or output.is_archived(row.archive_name):
+            return True
+        try:
+            output.archive(row.archive_name)
+        except OutputError:
+            return False
         return True
 
     def _is_stopped(self) -> bool:

@@ -82,12 +82,16 @@ class RowOutput:
             ) from error
 
     def is_archived(self, name: str) -> bool:
-        """Whether the archive has something under a name."""
+        """Whether the archive has this very video under a name, as far as that can be told without reading it.
+
+        Two names of one file have the same version, and so have equal objects of a bucket, but for those that came
+        there in parts: they count as not archived, for to copy them again is all that it costs.
+        """
         try:
-            self.folder.stat(_archived(name))
+            video, archived = (self.folder.stat(one) for one in (self._name("video.mp4"), _archived(name)))
         except InputNotFoundError:
             return False
-        return True
+        return (video.num_bytes, video.version) == (archived.num_bytes, archived.version)
 
     def commit(self, result: Document) -> Document:
         """Makes the row done; returns the result that counts: another attempt's, where that was first.

@@ -174,6 +174,31 @@ def test_an_archive_that_is_asked_for_later_is_made_of_what_is_there(folder: Pat
     assert (folder / "out" / "videos" / "01-a.mp4").read_bytes() == b"the video of a"
 
 
+def archived(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / "out" / "videos").iterdir())}
+
+
+def test_names_that_rows_exchange_have_the_right_videos(folder: Path) -> None:
+    rows = [a_row("a"), a_row("b", seed=1)]
+    commit(folder, a_job(folder, *rows))
+    ran(a_job(folder, *rows, name="{number:02}"))
+    assert archived(folder) == {"01.mp4": b"the video of a", "02.mp4": b"the video of b"}
+    code, summary = ran(a_job(folder, *reversed(rows), name="{number:02}"))
+    assert (code, summary["rows"]["skipped"]) == (ExitCode.ALL_GOOD, 2)
+    assert archived(folder) == {"01.mp4": b"the video of b", "02.mp4": b"the video of a"}
+
+
+def test_a_video_that_was_replaced_without_an_archive_is_replaced_there_by_the_next_run_with_one(folder: Path) -> None:
+    job = a_job(folder, a_row("a"), name="{custom_id}")
+    commit(folder, job)
+    ran(job)
+    newer = folder / "newer.mp4"
+    newer.write_bytes(b"a newer video.")
+    newer.replace(folder / "out" / "a" / "video.mp4")
+    assert ran(job)[0] is ExitCode.ALL_GOOD
+    assert archived(folder) == {"a.mp4": b"a newer video."}
+
+
 def test_a_row_whose_video_somebody_removed_goes_to_a_lane_that_says_so(folder: Path) -> None:
     job = a_job(folder, a_row("a"), name="{custom_id}")
     commit(folder, job)

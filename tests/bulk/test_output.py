@@ -12,7 +12,9 @@ import pytest
 from serve_app.bulk.output import RowOutput, committed, open_output, read_result
 from serve_app.errors import InvalidRequestError, OutputError, StorageError
 from serve_app.storage.local_folder import LocalFolder
+from serve_app.storage.s3 import S3Folder
 from tests.bulk.folders import Bucket, FrailFolder, names_in
+from tests.storage.s3_servers import moto_server, use
 
 VIDEO = b"a whole video" * 1000
 
@@ -164,8 +166,37 @@ def test_the_archive_has_the_same_video_under_another_name(out: LocalFolder, tmp
     archived = tmp_path / "out" / "videos" / "Spring 1.mp4"
     assert archived.samefile(output.uri)
     make(output, b"a newer version")
+    assert not output.is_archived("Spring 1")
     output.archive("Spring 1")
+    assert output.is_archived("Spring 1")
     assert archived.read_bytes() == b"a newer version"
+
+
+def test_another_rows_video_under_the_name_is_not_the_rows_own(out: LocalFolder, tmp_path: Path) -> None:
+    one, other = row(out, tmp_path, "one"), row(out, tmp_path, "other")
+    for output in (one, other):
+        make(output)
+    one.archive("01")
+    assert (one.is_archived("01"), other.is_archived("01")) == (True, False)
+    other.archive("01")
+    assert (one.is_archived("01"), other.is_archived("01")) == (False, True)
+
+
+def test_a_bucket_knows_equal_videos_unless_they_came_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with moto_server(tmp_path) as server:
+        use(server, monkeypatch)
+        server.client().create_bucket(Bucket="videos")
+        bucket = S3Folder("videos", part_bytes=5 << 20)
+        (tmp_path / "spool").mkdir()
+        for custom_id, video in (("one", b"one"), ("two", b"two"), ("large", bytes(6 << 20))):
+            output = RowOutput(bucket, custom_id, tmp_path / "spool")
+            make(output, video)
+            assert not output.is_archived("01")
+            output.archive("01")
+            assert output.is_archived("01") is (custom_id != "large")
+            stored = bucket.read("videos/01.mp4")
+            assert stored is not None
+            assert stored.content == video
 
 
 def test_a_row_without_a_name_is_not_archived(out: LocalFolder, tmp_path: Path) -> None:
