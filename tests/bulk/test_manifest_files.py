@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -251,6 +252,118 @@ def test_a_parquet_cell_that_json_does_not_know_is_told_as_text(tmp_path: Path) 
     (row,) = read_manifest(find_manifest(str(path)))
     assert isinstance(row, BadRow)
     assert json.loads(json.dumps(row.as_json(), allow_nan=False))["seconds"] == "inf"
+
+
+def a_map(*items: object, keys: pa.DataType) -> pa.Array:
+    """One map for each row, of metadata."""
+    return pa.array([[item] if isinstance(item, tuple) else item for item in items], pa.map_(keys, pa.string()))
+
+
+def not_utf8(*texts: bytes) -> pa.Array:
+    """A column of text as a writer leaves it that does not look at its letters."""
+    return pa.Array.from_buffers(pa.string(), len(texts), pa.array(texts, pa.binary()).buffers())
+
+
+def twice_named(*values: str) -> pa.Array:
+    return pa.StructArray.from_arrays([pa.array(values)] * 2, names=["lang", "lang"])
+
+
+ODD_CELLS = {
+    "date": ("metadata.day", pa.array([0, 2**31 - 1, 1], pa.int32()).cast(pa.date32()), "of type 'date32[day]'"),
+    "moment": ("metadata.at", pa.array([0, 2**62, 1], pa.timestamp("us")), "cannot be understood"),
+    "not UTF-8": (
+        "metadata.note",
+        not_utf8(b"A.", b"caf\xe9", b"B."),
+        "of type 'string', cannot be understood ('utf-8'",
+    ),
+    "key of fields": (
+        "metadata",
+        a_map(None, ({"a": 1}, "x"), None, keys=pa.struct({"a": pa.int64()})),
+        "cannot be understood (its key {'a': 1} is no text); write text or numbers there",
+    ),
+    "key not UTF-8": ("metadata", a_map((b"a", "x"), (b"\xe9", "x"), None, keys=pa.binary()), "can't decode byte 0xe9"),
+    "key twice": (
+        "metadata",
+        a_map(("a", "x"), [("a", "x"), ("a", "y")], None, keys=pa.string()),
+        "(its key 'a' is there twice)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ODD_CELLS)
+def test_an_odd_parquet_cell_spoils_its_row_alone(tmp_path: Path, case: str) -> None:
+    column, cells, said = ODD_CELLS[case]
+    table = pa.table({"custom_id": ["a", "b", "c"], "seed": [1, 2, 3], column: cells})
+    rows = list(read_manifest(find_manifest(str(parquet_file(tmp_path, table)))))
+    assert ids(rows) == [(1, "a"), (3, "c")]
+    refused = bad(rows)[2]
+    assert f"{column!r}, of type " in refused.error.message
+    assert said in refused.error.message
+    assert (refused.custom_id, refused.original["custom_id"], refused.original["seed"]) == ("b", "b", 2)
+
+
+@pytest.mark.parametrize("case", ODD_CELLS)
+def test_a_row_with_an_odd_parquet_cell_is_refused_again_until_somebody_mends_it(tmp_path: Path, case: str) -> None:
+    column, cells, _ = ODD_CELLS[case]
+    path = parquet_file(tmp_path, {"custom_id": ["a", "b", "c"], column: cells})
+    refused = bad(list(read_manifest(find_manifest(str(path)))))[2].as_json()
+    (again,) = read(tmp_path, json.dumps(refused).encode(), "errors.jsonl")
+    assert isinstance(again, BadRow)
+    mended = {**refused, column: {} if column == "metadata" else "mended"}
+    assert ids(read(tmp_path, json.dumps(mended).encode(), "errors.jsonl")) == [(1, "b")]
+
+
+def test_parquet_columns_that_no_row_can_be_told_of_are_bad_rows(tmp_path: Path) -> None:
+    table = pa.table({"custom_id": ["a", "b"], "metadata": twice_named("de", "fr")})
+    rows = list(read_manifest(find_manifest(str(parquet_file(tmp_path, table)))))
+    assert [row.number for row in rows if isinstance(row, BadRow)] == [1, 2]
+    assert "duplicate field names" in bad(rows)[2].error.message
+
+
+def test_parquet_text_is_text_also_where_the_file_calls_it_bytes(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "custom_id": pa.array([b"a", b"b", b"c"]),
+            "prompt": pa.array(["Grüße.".encode(), None, b""]),
+            "metadata": a_map((b"sprache", "de"), [], None, keys=pa.binary()),
+        }
+    )
+    rows = list(read_manifest(find_manifest(str(parquet_file(tmp_path, table)))))
+    assert ids(rows) == [(1, "a"), (2, "b"), (3, "c")]
+    assert json.loads(json.dumps([row.original for row in rows])) == [
+        {"custom_id": "a", "prompt": "Grüße.", "metadata": {"sprache": "de"}},
+        {"custom_id": "b"},
+        {"custom_id": "c", "prompt": ""},
+    ]
+
+
+def test_a_parquet_row_that_is_too_long_is_told_by_its_beginning(tmp_path: Path) -> None:
+    longest = MAX_LINE_BYTES - len('{"custom_id": "a", "prompt": ""}')
+    prompts = ["p" * longest, "p" * (longest + 1), "short"]
+    path = parquet_file(tmp_path, {"custom_id": ["a", "b", "c"], "prompt": prompts})
+    rows = list(read_manifest(find_manifest(str(path))))
+    assert ids(rows) == [(1, "a"), (3, "c")]
+    assert "the row at line 2 has more than 1048576 bytes" in bad(rows)[2].error.message
+    assert bad(rows)[2].original == {"raw": '{"custom_id": "b", "prompt": "'.ljust(1_000, "p")}
+
+
+def test_categories_of_parquet_are_not_counted_for_each_row(tmp_path: Path) -> None:
+    prompts = pa.array([f"{number}{'p' * 1_000}" for number in range(2_000)]).dictionary_encode()
+    table = pa.table({"custom_id": [str(number) for number in range(2_000)], "prompt": prompts})
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    rows = list(read_manifest(find_manifest(str(tmp_path / "rows.parquet"))))
+    assert [custom_id for _, custom_id in ids(rows)] == [str(number) for number in range(2_000)]
+
+
+def test_a_text_that_many_parquet_rows_share_is_in_memory_a_few_times(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(pa.table({"custom_id": ["a"] * 1_000, "prompt": ["p" * 2 * MAX_LINE_BYTES] * 1_000}), path)
+    assert path.stat().st_size < MAX_LINE_BYTES
+    most_bytes, rows = 0, read_manifest(find_manifest(str(path)))
+    for row in itertools.islice(rows, 100):
+        assert "has more than 1048576 bytes" in bad([row])[row.number].error.message
+        most_bytes = max(most_bytes, pa.total_allocated_bytes())
+    assert most_bytes < 100 * MAX_LINE_BYTES
 
 
 @pytest.mark.parametrize(
