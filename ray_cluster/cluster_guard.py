@@ -20,6 +20,8 @@ LIMIT_S = 20.0
 
 def main(folder: Path, driver: int) -> None:
     """Waits until the driver closes its end of standard input, by dying at the latest, then ends what it left."""
+    for kind in (signal.SIGINT, signal.SIGTERM):  # Ray stops a job with all that descends from its driver
+        signal.signal(kind, signal.SIG_IGN)
     sys.stdin.read()
     deadline = time.monotonic() + LIMIT_S
     while (left := list(leftovers(folder, driver=driver))) and time.monotonic() < deadline:

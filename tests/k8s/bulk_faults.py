@@ -140,6 +140,7 @@ BULK_FAULTS: tuple[tuple[Rule, Fault], ...] = (
     (job_rules.drivers_have_time_to_stop, in_own("runtimeEnvYAML", value=REMOVED)),
     (job_rules.drivers_have_time_to_stop, in_own("runtimeEnvYAML", value="env_vars: {RAY_JOB_STOP_WAIT_TIME_S: 60}")),
     (job_rules.drivers_have_time_to_stop, in_shared("runtimeEnvYAML", value="env_vars: {RAY_JOB_STOP_TIME_S: '60'}")),
+    (job_rules.a_drivers_own_ray_outlives_its_stop, in_shared("runtimeEnvYAML", value="env_vars: {}")),
     (job_rules.the_command_takes_its_entrypoints, reword_own("--layout", "--layouts")),
     (job_rules.what_is_done_outlives_the_cluster, reword_own("--out s3://BUCKET/out", "--out /data/out")),
     (job_rules.what_is_done_outlives_the_cluster, reword_shared("s3://BUCKET/manifest.jsonl", "manifest.jsonl")),

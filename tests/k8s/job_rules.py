@@ -128,6 +128,16 @@ def drivers_have_time_to_stop(manifests: list[Manifest]) -> list[str]:
     ]
 
 
+def a_drivers_own_ray_outlives_its_stop(manifests: list[Manifest]) -> list[str]:
+    """A private Ray descends from the driver, and gets the signal too: SIGTERM ends it, SIGINT is blocked there."""
+    return [
+        f"{job['metadata']['name']}: its Ray ends with the signal that stops its driver"
+        for job in of_kind(manifests, "RayJob")
+        if "--address" not in flags(job)
+        and runtime_environment(job).get("env_vars", {}).get("RAY_JOB_STOP_SIGNAL") != "SIGINT"
+    ]
+
+
 def the_command_takes_its_entrypoints(manifests: list[Manifest]) -> list[str]:
     return [
         f"{job['metadata']['name']}: {command_line(job)} is not understood"

@@ -68,6 +68,7 @@ GENERAL_RULES: tuple[Rule, ...] = (
     job_rules.submitters_are_pods_of_ours,
     job_rules.entrypoints_are_bulk_runs,
     job_rules.drivers_have_time_to_stop,
+    job_rules.a_drivers_own_ray_outlives_its_stop,
     job_rules.the_command_takes_its_entrypoints,
     job_rules.what_is_done_outlives_the_cluster,
     job_rules.drivers_find_their_groups,

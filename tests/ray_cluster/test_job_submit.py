@@ -26,7 +26,7 @@ from ray_cluster.job import (
     JobUnknownError,
     new_job_id,
 )
-from ray_cluster.job_client import JobTimeouts
+from ray_cluster.job_client import GRACE_VARIABLE, JobTimeouts
 from ray_cluster.job_submit import Job, JobCluster, connect
 from tests.ray_cluster.conftest import eventually
 from tests.ray_cluster.gateway import Gateway, gateway_to
@@ -220,6 +220,35 @@ def test_a_stopped_job_is_told_gets_its_time_and_then_is_gone(jobs: JobCluster, 
     assert job.state().was_stopped
     assert printed(job) == "told to stop\ntidied up\n"
     assert psutil.wait_procs(running, timeout=END_S)[1] == []
+
+
+HAS_ITS_OWN_RAY = """
+import signal, sys, time
+from pathlib import Path
+import ray
+from ray_cluster.local import MIB, local_cluster
+told = []
+with local_cluster(num_cpus=1, num_gpus=0, object_store_bytes=128 * MIB):
+    signal.signal(signal.SIGINT, lambda *_: told.append(True))
+    Path(sys.argv[1]).touch()
+    while not told:
+        time.sleep(0.05)
+    print(ray.get(ray.remote(lambda: "works still").remote(), timeout=30))
+"""
+
+
+def test_a_private_ray_outlives_the_signal_that_stops_its_driver(jobs: JobCluster, tmp_path: Path) -> None:
+    """As the RayJob of the running service has it."""
+    started, sent = tmp_path / "started", spec(HAS_ITS_OWN_RAY, str(tmp_path / "started"))
+    stopped_by = {"RAY_JOB_STOP_SIGNAL": "SIGINT", GRACE_VARIABLE: "60"}
+    jobs.client.submit_job(
+        entrypoint=sent.entrypoint, submission_id=sent.submission_id, runtime_env={"env_vars": stopped_by}
+    )
+    job = Job(sent.submission_id, jobs.client)
+    eventually(started.exists, within_s=END_S)
+    assert jobs.client.stop_job(job.submission_id)
+    assert ended(job) is None
+    assert printed(job) == "works still\n"
 
 
 def test_a_job_without_a_place_is_told_of(jobs: JobCluster) -> None:

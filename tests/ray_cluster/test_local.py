@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from ray_cluster import cluster_guard
 from ray_cluster.cluster_guard import leftovers
 from ray_cluster.errors import LocalClusterError
 from ray_cluster.local import LocalCluster, local_cluster
+from tests.ray_cluster.conftest import eventually
 
 
 def test_a_second_cluster_in_a_process_is_refused(cluster: LocalCluster) -> None:
@@ -89,6 +91,23 @@ def run(code: str, settings: dict[str, str], *arguments: str) -> subprocess.Comp
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(command, env={**kept, **settings}, capture_output=True, text=True, timeout=120)
+
+
+def test_the_guard_outlives_a_signal_to_all_that_descends_from_the_driver(tmp_path: Path) -> None:
+    folder = tmp_path / "cluster"
+    folder.mkdir()
+    command = [sys.executable, "-I", "-S", cluster_guard.__file__, str(folder), str(os.getpid())]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as guard:
+        eventually(lambda: ignored_signals(guard.pid) >= {signal.SIGINT, signal.SIGTERM})
+        guard.send_signal(signal.SIGTERM)
+        guard.communicate(b"", timeout=60)
+    assert guard.returncode == 0
+    assert not folder.exists()
+
+
+def ignored_signals(pid: int) -> set[int]:
+    mask = int(Path(f"/proc/{pid}/status").read_text().partition("SigIgn:")[2].split()[0], base=16)
+    return {number for number in range(1, 65) if mask >> (number - 1) & 1}
 
 
 def test_the_guard_takes_who_writes_there_and_spares_readers_and_the_driver(tmp_path: Path) -> None:
