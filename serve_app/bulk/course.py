@@ -171,14 +171,20 @@ class Course:
         return UnavailableError(f"{message} ({reasons})", remedy="see the reason; the same command continues")
 
     def _miss(self) -> None:
-        """Hands back orders that their lane, which answers, never got."""
+        """Hands back orders that their lane never got, or took with it when it went for good."""
         for key, sent in list(self._sent.items()):
-            status = self.statuses[sent.lane]
-            is_known = key in status.orders or status.condition is GroupCondition.STARTING
-            if not is_known and status.asked_at - sent.at > _MISSED_S:
+            if self._is_missed(key, sent):
                 self._step("missed", sent)
                 del self._sent[key]
                 self._table.hand_back(sent.row.seq, due_at=0.0)
+
+    def _is_missed(self, key: tuple[int, int], sent: _Sent) -> bool:
+        status = self.statuses[sent.lane]
+        if key in status.orders:
+            return False
+        if status.condition is GroupCondition.STARTING:  # the way tells what becomes of its orders, or nobody does
+            return self._now() - sent.at > self._limits.no_lane_s
+        return status.asked_at - sent.at > _MISSED_S
 
     def _order(self) -> None:
         """Gives rows to lanes: the emptiest first; towards the end no row waits at a lane that works."""

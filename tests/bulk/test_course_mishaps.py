@@ -9,6 +9,7 @@ import pytest
 from serve_app.bulk.course import Ending
 from serve_app.bulk.outcomes import Code
 from serve_app.bulk.table import RowState
+from serve_app.schemas.bulk import BulkLimits
 from tests.bulk.rows import error
 from tests.bulk.world import FAILED, STARTING, Outcome, World, a_table, brought_down, ended, not_begun, run
 
@@ -53,6 +54,16 @@ def test_an_order_is_not_given_up_while_its_lane_starts_anew(tmp_path: Path) -> 
     with a_table(tmp_path, {"row": 2.0}) as table:
         run(world.course(table))
     assert world.sent[1][0] > 300
+
+
+def test_an_order_that_nobody_tells_of_is_taken_from_a_lane_that_never_starts_again(tmp_path: Path) -> None:
+    world = World("a", "b", limits=BulkLimits(no_lane_s=600.0))
+    world.lanes["a"].lost.add("row")
+    world.after(1, lambda: setattr(world.lanes["a"], "condition", STARTING))
+    with a_table(tmp_path, {"row": 2.0, "other": 1.0}) as table:
+        assert run(world.course(table)) is Ending.FINISHED
+    assert [lane for _, lane, order in world.sent if order.custom_id == "row"] == ["a", "b"]
+    assert world.now == pytest.approx(603, abs=2)
 
 
 @pytest.mark.parametrize(
