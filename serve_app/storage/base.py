@@ -96,9 +96,10 @@ class Folder(Protocol):
         """Returns what is known of a file without reading it."""
         ...
 
-    def list(self, prefix: str = "") -> Iterator[Listed]:
+    def list(self, prefix: str = "", *, is_deep: bool = True) -> Iterator[Listed]:
         """Yields the files whose names begin with `prefix`, in any depth, sorted by name; none where nothing is.
 
+        Not deep: those without a "/" behind the prefix alone. Folders there are not looked into, whatever they hold.
         Files that `checked_name` refuses are left out, and so are unfinished ones.
         """
         ...

@@ -87,9 +87,9 @@ class LocalFolder:
                 raise IsADirectoryError
             return Listed(name, found.st_size, _version(found))
 
-    def list(self, prefix: str = "") -> Iterator[Listed]:
+    def list(self, prefix: str = "", *, is_deep: bool = True) -> Iterator[Listed]:
         with told_reading(self._root):
-            for name, entry in self._entries(prefix):
+            for name, entry in self._entries(prefix, is_deep=is_deep):
                 if disk.is_unfinished(entry.name) or not is_name(name):
                     continue
                 with suppress(FileNotFoundError):  # it went meanwhile, or is a link that leads nowhere
@@ -105,7 +105,8 @@ class LocalFolder:
     def clean(self, prefix: str = "") -> int:
         """See Folder. An unfinished file is named at random, beside its place: `prefix` should be a folder's."""
         with told_reading(self._root):
-            left = [self._root / name for name, entry in self._entries(prefix) if disk.is_unfinished(entry.name)]
+            entries = self._entries(prefix, is_deep=True)
+            left = [self._root / name for name, entry in entries if disk.is_unfinished(entry.name)]
             return sum(disk.remove_abandoned(path) for path in left)
 
     def _path(self, name: str) -> Path:
@@ -121,9 +122,9 @@ class LocalFolder:
             part.become(path)
             disk.sync_folder(path.parent)
 
-    def _entries(self, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    def _entries(self, prefix: str, *, is_deep: bool) -> Iterator[tuple[str, os.DirEntry[str]]]:
         """Yields what is no folder, whose name begins with `prefix`, in the order of names."""
-        return _walk(self._root, below="", prefix=checked_prefix(prefix), above=frozenset())
+        return _walk(self._root, below="", prefix=checked_prefix(prefix), above=frozenset(), is_deep=is_deep)
 
 
 def _version(found: os.stat_result) -> str:
@@ -163,17 +164,18 @@ def _become_next(part: Unfinished, path: Path, *, version: str) -> bool:
 
 
 def _walk(
-    folder: Path, *, below: str, prefix: str, above: frozenset[_Identity]
+    folder: Path, *, below: str, prefix: str, above: frozenset[_Identity], is_deep: bool
 ) -> Iterator[tuple[str, os.DirEntry[str]]]:
     for key, entry in _scanned(folder):
         name = below + key
         if not key.endswith("/"):
             if name.startswith(prefix):
                 yield name, entry
-        elif name.startswith(prefix) or prefix.startswith(name):
+        elif prefix.startswith(name) or (is_deep and name.startswith(prefix)):
             here = _identity(entry)
             if here not in above:  # a link back to a folder that this one is in
-                yield from _walk(folder / entry.name, below=name, prefix=prefix, above=above | {here})
+                inside = folder / entry.name
+                yield from _walk(inside, below=name, prefix=prefix, above=above | {here}, is_deep=is_deep)
 
 
 def _scanned(folder: Path) -> list[tuple[str, os.DirEntry[str]]]:

@@ -141,10 +141,13 @@ class S3Folder:
             found = self._client.head_object(**self._place(name))
             return Listed(name, int(found["ContentLength"]), version_of(found))
 
-    def list(self, prefix: str = "") -> Iterator[Listed]:
+    def list(self, prefix: str = "", *, is_deep: bool = True) -> Iterator[Listed]:
         pages = self._client.get_paginator("list_objects_v2")
+        wanted = {"Bucket": self._bucket, "Prefix": self._prefix + checked_prefix(prefix)}
+        if not is_deep:
+            wanted["Delimiter"] = "/"
         with self._told(reads=True):
-            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix + checked_prefix(prefix)):
+            for page in pages.paginate(**wanted):
                 for found in page.get("Contents", ()):
                     name = found["Key"].removeprefix(self._prefix)
                     if is_name(name):

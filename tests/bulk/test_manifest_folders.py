@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -101,6 +104,21 @@ def test_a_folder_without_task_files_is_no_manifest(tmp_path: Path) -> None:
     put(tmp_path / "notes.json")
     with pytest.raises(InvalidRequestError, match=r"has no task_\*\.json; put a task file for each video there"):
         tasks(tmp_path)
+
+
+def test_a_folder_in_it_that_may_not_be_read_is_no_hindrance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    really = os.scandir
+
+    def scandir(path: Path) -> Iterator[os.DirEntry[str]]:  # the rights of folders do not hold for root
+        if path.name == "lost+found":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return really(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    for name in ("anna.wav", "task_1.json", "lost+found/b.wav", "faces/anna.png", "faces/lost+found/b.png"):
+        put(tmp_path / name, json.dumps(TASK).encode())
+    assert [row.custom_id for row in audios(tmp_path, tmp_path / "faces", prompt="A.")] == ["anna"]
+    assert [row.custom_id for row in tasks(tmp_path)] == ["task_1"]
 
 
 def test_each_sound_of_a_folder_is_a_video_with_one_portrait(tmp_path: Path) -> None:

@@ -109,6 +109,25 @@ def test_a_prefix_chooses_names_by_their_beginning(folder: Folder, prefix: str, 
     assert names(folder, "nothing/") == []
 
 
+@pytest.mark.parametrize(
+    ("prefix", "expected"),
+    [
+        ("", ["other", "row"]),
+        ("row", ["row"]),
+        ("row1", []),
+        ("row1/", ["row1/a", "row1/b.c"]),
+        ("row1/b", ["row1/b.c"]),
+        ("row1/b/", ["row1/b/c"]),
+    ],
+)
+def test_a_list_that_is_not_deep_has_the_files_of_one_folder(folder: Folder, prefix: str, expected: list[str]) -> None:
+    for name in ("row1/a", "row1/b/c", "row1/b.c", "row10/a", "row", "other", "p/q/r"):
+        folder.write(name, name.encode())
+    found = list(folder.list(prefix, is_deep=False))
+    assert [(one.name, one.num_bytes) for one in found] == [(name, len(name)) for name in expected]
+    assert found == [one for one in folder.list(prefix) if one.name in expected]
+
+
 @pytest.mark.parametrize("prefix", ["/", "a//", "../", "a/../", "\0"])
 def test_a_prefix_that_no_name_has_is_refused(folder: Folder, prefix: str) -> None:
     with pytest.raises(InvalidRequestError):

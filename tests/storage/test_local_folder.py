@@ -220,6 +220,24 @@ def test_links_to_files_and_folders_are_followed_and_circles_are_not(folder: Loc
     assert len(list(folder.list())) <= 6
 
 
+def test_a_list_that_is_not_deep_looks_into_no_folder_below(
+    folder: LocalFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "lost+found/b", "in/c", "in/deep/d"):
+        folder.write(name, b"")
+    scanned: list[Path] = []
+    really = os.scandir
+
+    def scandir(path: Path) -> Iterator[os.DirEntry[str]]:
+        scanned.append(path.relative_to(tmp_path / "folder"))
+        return really(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert [found.name for found in folder.list(is_deep=False)] == ["a"]
+    assert [found.name for found in folder.list("in/", is_deep=False)] == ["in/c"]
+    assert scanned == [Path(), Path(), Path("in")]
+
+
 def test_what_is_no_regular_file_is_not_listed_nor_found(folder: LocalFolder, tmp_path: Path) -> None:
     folder.write("a/b", b"x")
     os.mkfifo(tmp_path / "folder" / "pipe")

@@ -124,6 +124,23 @@ def test_long_lists_come_page_by_page(proxy: FaultyProxy, folder: S3Folder) -> N
     assert len(proxy.requests) == 3
 
 
+def test_a_list_that_is_not_deep_asks_for_nothing_below(proxy: FaultyProxy, folder: S3Folder) -> None:
+    client = folder._client
+
+    def few(params: dict[str, Any], **_: object) -> None:
+        params["MaxKeys"] = 2
+
+    for name in ("a", *(f"below/{number}" for number in range(9))):
+        folder.write(name, b"")
+    proxy.requests.clear()
+    client.meta.events.register("provide-client-params.s3.ListObjectsV2", few)
+    try:
+        assert [found.name for found in folder.list(is_deep=False)] == ["a"]
+    finally:
+        client.meta.events.unregister("provide-client-params.s3.ListObjectsV2", few)
+    assert len(proxy.requests) == 1
+
+
 @pytest.mark.parametrize("server", ["moto"], indirect=True)
 def test_what_no_name_can_say_is_not_listed(server: S3Server, bucket: str, folder: S3Folder) -> None:
     for key in ("out/", "out/a/", "out//b", "out/../c", "outside", "out/d"):

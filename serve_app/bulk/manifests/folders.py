@@ -160,4 +160,4 @@ def _audio_row(file: Listed, source: AudioFolder, image: str, number: int) -> Do
 
 def _directly_in(folder: Folder, prefix: str = "") -> Iterator[Listed]:
     """Yields the files of a folder, not those of its folders, nor those that hide themselves."""
-    return (file for file in folder.list(prefix) if "/" not in file.name and not file.name.startswith("."))
+    return (file for file in folder.list(prefix, is_deep=False) if not file.name.startswith("."))
