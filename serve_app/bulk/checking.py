@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+from serve_app.bulk.ahead import in_order
 from serve_app.bulk.identity import body_key
 from serve_app.bulk.inputs import InputFile, InputReader
 from serve_app.bulk.manifests.names import archive_name
@@ -34,9 +32,6 @@ from serve_app.storage.files import AudioFacts, ImageFacts
 
 Judge = Callable[[Workload], Fits | DoesNotFit]
 """Says whether a video fits the groups of this job, and how long it takes there."""
-
-_AHEAD = 4
-"""So many rows per thread may be read before the first of them is asked for."""
 
 
 @dataclass(frozen=True)
@@ -107,16 +102,11 @@ class Checker:
 
 def check_all(rows: Iterable[Entry | BadRow], checker: Checker, *, num_threads: int) -> Iterator[PlannedRow | BadRow]:
     """Yields what becomes of each row, in order; several are read at once, and few are held."""
-    with ThreadPoolExecutor(num_threads, thread_name_prefix="check") as pool:
-        waiting: deque[Future[PlannedRow | BadRow] | BadRow] = deque()
-        source = iter(rows)
-        while True:
-            for row in itertools.islice(source, max(0, num_threads * _AHEAD - len(waiting))):
-                waiting.append(row if isinstance(row, BadRow) else pool.submit(checker.check, row))
-            if not waiting:
-                return
-            first = waiting.popleft()
-            yield first if isinstance(first, BadRow) else first.result()
+
+    def checked(row: Entry | BadRow) -> PlannedRow | BadRow:
+        return row if isinstance(row, BadRow) else checker.check(row)
+
+    return in_order(checked, rows, num_threads=num_threads)
 
 
 def bad_row(entry: Entry, code: Code, message: str, stage: str) -> BadRow:
