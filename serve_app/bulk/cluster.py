@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from ray_cluster.local import joined_cluster, local_cluster
 from serve_app.deployments.local_gang import usable_gpus
 from serve_app.deployments.render_group import group_bundles
-from serve_app.errors import InvalidRequestError
+from serve_app.errors import InvalidRequestError, UnavailableError
 from serve_app.schemas.bulk import BulkConfig
 
 _SPARE_CPUS = 4
@@ -43,6 +44,20 @@ def count_groups(config: BulkConfig) -> int:
     """Returns how many groups this machine has GPUs for, and 1 where it has none: another one may be planned for."""
     pool = config.pool
     return 1 if pool.gpu is None else max(1, usable_gpus(config.cuda_visible_devices) // pool.num_ranks)
+
+
+@contextmanager
+def told_of_ray() -> Iterator[None]:
+    """Tells what Ray says of lanes that are gone or do not answer as an error of ours; raises UnavailableError."""
+    try:
+        yield
+    except RayError as error:
+        lines = str(error).splitlines() or [""]
+        said = " ... ".join(dict.fromkeys((lines[0], lines[-1])))  # of what an actor raised the last one says what
+        raise UnavailableError(
+            f"the cluster fails under the job: {type(error).__name__}: {said}",
+            remedy="see whether its nodes live, and have the same packages; the same command continues",
+        ) from error
 
 
 def _num_groups(config: BulkConfig, wanted: int | None, gpus: int, *, where: str) -> int:

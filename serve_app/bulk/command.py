@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -15,7 +16,7 @@ from pydantic import ValidationError
 from ray_cluster.inventory import local_gpus
 from ray_cluster.nvml import NoGpus
 from serve_app.bulk.checking import Judge
-from serve_app.bulk.cluster import bulk_cluster, count_groups
+from serve_app.bulk.cluster import bulk_cluster, count_groups, told_of_ray
 from serve_app.bulk.job import BulkJob, ExitCode, Listener, OpenLanes, run, validate
 from serve_app.bulk.lanes.own import LanePlan, OwnLanes
 from serve_app.bulk.lanes.service import LANES_PER_GROUP, ServiceLanes
@@ -63,7 +64,7 @@ def run_bulk(
     wants_cpu = settings["gpus"] == ON_CPU
     with bulk_cluster(settings["address"], config, num_groups=settings["groups"], wants_cpu=wants_cpu) as num_groups:
         job = _job(settings, config, source, num_groups=num_groups, judge=_judge(config.pool))
-        return run(job, _own(job, program, is_stopped), listener=listener, is_stopped=is_stopped)
+        return run(job, _own(job, program), listener=listener, is_stopped=is_stopped)
 
 
 def validate_bulk(settings: Document, *, on_bad: Callable[[Document], None]) -> Document:
@@ -90,8 +91,10 @@ def _run_on_service(
     job = _service_job(settings, changes, source, service)
     with bulk_cluster(settings["address"], BulkConfig(), num_groups=1, wants_cpu=True):
 
-        def open_lanes(run_id: str) -> ServiceLanes:
-            return ServiceLanes(service, output=job.output, run_id=run_id)
+        @contextmanager
+        def open_lanes(run_id: str, _: Callable[[], bool]) -> Iterator[ServiceLanes]:
+            with told_of_ray(), ServiceLanes(service, output=job.output, run_id=run_id) as lanes:
+                yield lanes
 
         return run(job, open_lanes, listener=listener, is_stopped=is_stopped)
 
@@ -107,10 +110,12 @@ def _service_job(settings: Document, changes: Document, source: ManifestSource, 
     return replace(job, lanes_per_group=LANES_PER_GROUP)
 
 
-def _own(job: BulkJob, program: str, is_stopped: Callable[[], bool]) -> OpenLanes:
-    def open_lanes(run_id: str) -> OwnLanes:
+def _own(job: BulkJob, program: str) -> OpenLanes:
+    @contextmanager
+    def open_lanes(run_id: str, is_stopped: Callable[[], bool]) -> Iterator[OwnLanes]:
         plan = LanePlan(job.config, job.output, run_id, program)
-        return OwnLanes(plan, num_lanes=job.num_groups, is_abandoned=is_stopped)
+        with told_of_ray(), OwnLanes(plan, num_lanes=job.num_groups, is_abandoned=is_stopped) as lanes:
+            yield lanes
 
     return open_lanes
 

@@ -2,38 +2,41 @@
 
 from __future__ import annotations
 
-import contextlib
 import enum
-import math
+import logging
 import secrets
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from ray_cluster.errors import GangAbandonedError
+from serve_app.bulk.ahead import in_order
 from serve_app.bulk.checking import Checker, Judge, check_all
 from serve_app.bulk.course import Course, Ending
 from serve_app.bulk.identity import row_key
+from serve_app.bulk.incoming import Incoming
 from serve_app.bulk.inputs import InputReader
 from serve_app.bulk.lanes.fan_out import FanOut
 from serve_app.bulk.lanes.watch import LaneWatch
 from serve_app.bulk.lock import RunLock
 from serve_app.bulk.manifests.files import ManifestFile
 from serve_app.bulk.manifests.reading import ManifestSource, read_manifest, watch_manifest
-from serve_app.bulk.manifests.watch import Watch
 from serve_app.bulk.metrics import RunMetrics
 from serve_app.bulk.output import RowOutput, committed, open_output, read_result
 from serve_app.bulk.plan import Plan, fill
-from serve_app.bulk.reports import Reports, check_not_overwritten
+from serve_app.bulk.reports import SUMMARY, Reports, check_not_overwritten
 from serve_app.bulk.row import BadRow, Document, Entry
 from serve_app.bulk.table import RowState, RowTable, TableRow
 from serve_app.bulk.tally import Tally
-from serve_app.errors import AvatarError, OutputError
+from serve_app.errors import AvatarError, OutputError, StorageError
 from serve_app.schemas.bulk import BulkConfig
 from serve_app.storage.base import Folder
+
+log = logging.getLogger(__name__)
 
 
 class ExitCode(enum.IntEnum):
@@ -62,8 +65,11 @@ class LaneSet(Protocol):
         ...
 
 
-OpenLanes = Callable[[str], contextlib.AbstractContextManager[LaneSet]]
-"""Makes the lanes of the run of that id; raises AvatarError or ClusterError when they have no place."""
+OpenLanes = Callable[[str, Callable[[], bool]], AbstractContextManager[LaneSet]]
+"""Makes the lanes of the run of that id; raises AvatarError or ClusterError when they have no place.
+
+The second tells whether the run is to stop: then GangAbandonedError soon ends the wait for a place.
+"""
 
 
 class Listener(Protocol):
@@ -139,12 +145,11 @@ class Driver:
         self._checker = job.checker()
         self._metrics = RunMetrics()
         self._synced_at = self._told_at = self._asked_at = time.monotonic()
-        self._polled_at = -math.inf
         self._is_cancelled = False
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Holds the output folder for this run; what an earlier one that was killed left half done is removed."""
+        """Holds the output folder for this run; what an earlier one left half done, or told of its end, is removed."""
         with (
             RunLock(
                 self._output,
@@ -157,6 +162,8 @@ class Driver:
             RowTable(self._spool / "rows.sqlite3") as self._table,
         ):
             self._output.clean()
+            self._output.delete(SUMMARY)
+            self._reports.progress(self._state("checking"))
             try:
                 yield
             except Exception as error:
@@ -166,8 +173,8 @@ class Driver:
     def run(self, open_lanes: OpenLanes) -> tuple[ExitCode, Document]:
         """See `run`."""
         self._reports.step("run began", {"run_id": self._run_id, **self._job.about})
-        watch = watch_manifest(self._job.source) if self._job.watches else None
-        if watch is None:
+        incoming = self._incoming()
+        if incoming is None:
             self._take(self._read())
         num_ranks = self._job.config.pool.num_ranks
         plan = self._plan.as_json(self._table, num_lanes=self._job.num_groups, num_ranks=num_ranks)
@@ -176,16 +183,22 @@ class Driver:
             return self._ended(ExitCode.CANCELLED)
         if self._plan.num_bad and self._job.aborts_on_invalid:
             return self._ended(ExitCode.BAD_MANIFEST)
-        if not self._counts()[RowState.PENDING] and watch is None:
+        if not self._counts()[RowState.PENDING] and incoming is None:
             return self._ended(ExitCode.PARTIAL)
-        with open_lanes(self._run_id) as lanes:
-            return self._ended(_EXIT[self._rendered(lanes, watch)])
+        try:
+            with open_lanes(self._run_id, self._is_stopped) as lanes:
+                return self._ended(_EXIT[self._rendered(lanes, incoming)])
+        except GangAbandonedError:  # it was stopped while its groups waited for a place
+            return self._ended(ExitCode.CANCELLED)
 
-    def _rendered(self, lanes: LaneSet, watch: Watch | None) -> Ending:
+    def _rendered(self, lanes: LaneSet, incoming: Incoming | None) -> Ending:
         model = lanes.model()
-        self._skip_done(model)
-        if not self._counts()[RowState.PENDING] and watch is None:
-            return Ending.FINISHED
+        if incoming is None:
+            self._skip_made(self._committed(), model)
+            if not self._counts()[RowState.PENDING]:
+                return Ending.FINISHED
+        if self._is_stopped():
+            return Ending.CANCELLED
         lanes.start()
         with FanOut(lanes.actors, at_once=lanes.at_once) as way:
             course = Course(
@@ -201,16 +214,21 @@ class Driver:
             ending = course.run(
                 is_stopped=self._is_stopped,
                 on_look=lambda: self._look(course),
-                more=lambda: self._more(watch, model),
+                more=lambda: self._more(incoming, model),
             )
-        return ending if watch is None else self._watch_ended(watch, ending)
+        return ending if incoming is None else self._watch_ended(incoming, ending)
 
-    def _watch_ended(self, watch: Watch, ending: Ending) -> Ending:
+    def _watch_ended(self, incoming: Incoming, ending: Ending) -> Ending:
         """Tells what never became whole; being stopped is how a watch ends, when nothing waits any more."""
-        for row in watch.left():
+        for row in incoming.left():
             self._reject(row)
-        is_done = ending is Ending.CANCELLED and not self._counts()[RowState.PENDING]
+        is_done = ending is Ending.CANCELLED and not self._counts()[RowState.PENDING] and not incoming.known()
         return Ending.FINISHED if is_done else ending
+
+    def _incoming(self) -> Incoming | None:
+        if not self._job.watches:
+            return None
+        return Incoming(watch_manifest(self._job.source), every_s=self._limits.watch_every_s)
 
     def _read(self) -> Iterator[Entry | BadRow]:
         """Yields the rows of the manifest, up to where the run is to stop; a million take their time."""
@@ -230,34 +248,45 @@ class Driver:
         self._tally.count_bad(row.error)
         self._reports.failed(row)
 
-    def _more(self, watch: Watch | None, model: str) -> bool:
-        """Takes what is new in a folder that is watched."""
-        if watch is None:
+    def _more(self, incoming: Incoming | None, model: str) -> bool:
+        """Takes some of what is new in a folder that is watched."""
+        if incoming is None:
             return False
-        if time.monotonic() - self._polled_at < self._limits.watch_every_s:
-            return True
-        self._polled_at = time.monotonic()
-        new = watch.poll()
-        if new:
-            self._take(new)
-            for row in new:
-                self._skip_if_done(row.custom_id, model)
+        rows = incoming.some()
+        self._take(rows)
+        try:
+            self._skip_made(dict.fromkeys(row.custom_id for row in rows), model)
+        except StorageError as error:  # lanes look for results themselves
+            log.warning("results not looked for", extra={"folder": self._output.uri(), "error": str(error)})
         return True
 
-    def _skip_done(self, model: str) -> None:
-        """Ends rows that an earlier run made."""
+    def _committed(self) -> Iterator[str]:
+        """Yields the ids of what earlier runs made, up to where the run is to stop; many take their time."""
         for custom_id in committed(self._output):
-            self._skip_if_done(custom_id, model)
+            if self._is_stopped():
+                return
+            self._look(None)
+            yield custom_id
 
-    def _skip_if_done(self, custom_id: str, model: str) -> None:
-        """Ends a row whose result has the very key that it has now."""
-        row = self._table.find_pending(custom_id)
-        result = None if row is None else read_result(self._output, custom_id)
-        if row is None or result is None or result["row_key"] != row_key(row.body_key, model=model):
-            return
-        if self._is_archived(row):
-            self._table.end(row.seq, RowState.SKIPPED)
-            self._reports.done(result)
+    def _skip_made(self, custom_ids: Iterable[str], model: str) -> None:
+        """Ends those of the rows that an earlier run made."""
+
+        def look(row: TableRow) -> tuple[TableRow, Document | None]:
+            return row, self._made_before(row, model)
+
+        found = (self._table.find_pending(custom_id) for custom_id in custom_ids)
+        rows = (row for row in found if row is not None)
+        for row, result in in_order(look, rows, num_threads=self._limits.check_threads):
+            if result is not None:
+                self._table.end(row.seq, RowState.SKIPPED)
+                self._reports.done(result)
+
+    def _made_before(self, row: TableRow, model: str) -> Document | None:
+        """Returns the result of a row if it has the very key that the row has now; on any thread."""
+        result = read_result(self._output, row.custom_id)
+        if result is None or result["row_key"] != row_key(row.body_key, model=model):
+            return None
+        return result if self._is_archived(row) else None
 
     def _is_archived(self, row: TableRow) -> bool:
         """Sees to it that a video that is done is in the archive too; False: its lane shall tell why it cannot be."""
@@ -290,11 +319,11 @@ class Driver:
             self._told_at = now
         return is_time
 
-    def _look(self, course: Course) -> None:
+    def _look(self, course: Course | None) -> None:
         """Tells how far the run is, in its rhythm."""
         if not self._is_time_to_tell():
             return
-        state = self._state("running", course)
+        state = self._state("checking" if course is None else "running", course)
         self._listener.progress(state)
         self._metrics.show(state)
         self._reports.progress(state)

@@ -5,63 +5,30 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from serve_app.bulk.checking import check_all
-from serve_app.bulk.identity import row_key
+from ray_cluster.errors import GangAbandonedError
+from serve_app.bulk import job as job_module
 from serve_app.bulk.job import BulkJob, ExitCode, run, validate
-from serve_app.bulk.manifests.reading import find_manifest, read_manifest
+from serve_app.bulk.lock import ask_to_cancel
+from serve_app.bulk.manifests.reading import find_manifest
+from serve_app.bulk.output import read_result
 from serve_app.bulk.reports import Reports
 from serve_app.bulk.row import BadRow
 from serve_app.errors import AvatarError, CheckpointError, InvalidRequestError
 from serve_app.jobs.admission import Fits
-from serve_app.schemas.bulk import BulkConfig, BulkLimits
+from serve_app.schemas.bulk import BulkConfig
+from serve_app.storage.base import Folder
+from serve_app.storage.local_folder import LocalFolder
 from tests.bulk.folders import names_in
-from tests.bulk.rows import PROMPT, write_portrait, write_voice
-
-LIMITS = BulkLimits(progress_every_s=1e-9, heartbeat_every_s=0.02, stale_after_s=5.0)
-
-
-@dataclass
-class NoLanes:
-    """Lanes that know their model, and are never started."""
-
-    error: AvatarError | None = None
-    actors: dict[str, Any] = field(default_factory=dict)
-    at_once: int = 1
-    is_open: bool = False
-
-    def model(self) -> str:
-        if self.error is not None:
-            raise self.error
-        return "m"
-
-    def start(self) -> None:
-        raise AssertionError("there is nothing to render")
-
-    @contextmanager
-    def open(self, _: str) -> Iterator[NoLanes]:
-        self.is_open = True
-        yield self
-
-
-class Quiet:
-    """A listener that keeps what it hears."""
-
-    def __init__(self) -> None:
-        self.plans: list[Any] = []
-
-    def planned(self, plan: Any) -> None:
-        self.plans.append(plan)
-
-    def progress(self, _: Any) -> None:
-        raise AssertionError("nothing runs")
+from tests.bulk.jobs import LIMITS, Listener, NoLanes, a_job, a_row, commit, ran, told
+from tests.bulk.rows import write_portrait, write_voice
 
 
 @pytest.fixture
@@ -69,51 +36,6 @@ def folder(tmp_path: Path) -> Path:
     write_portrait(tmp_path / "me.png")
     write_voice(tmp_path / "voice.wav")
     return tmp_path
-
-
-def a_row(custom_id: str, **changes: Any) -> dict[str, Any]:
-    row = {"custom_id": custom_id, "image": "me.png", "audio": "voice.wav", "prompt": PROMPT, "size": "64*64"}
-    return {**row, **changes}
-
-
-def a_job(folder: Path, *rows: dict[str, Any], manifest: str = "rows.jsonl", **changes: Any) -> BulkJob:
-    path = folder / manifest
-    if rows:
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return BulkJob(
-        source=find_manifest(str(path)),
-        output=str(folder / "out"),
-        config=BulkConfig(limits=LIMITS),
-        judge=lambda work: Fits(work.num_frames / 25),
-        num_groups=2,
-        about={"manifest": manifest},
-        **changes,
-    )
-
-
-def ran(
-    job: BulkJob, *, lanes: NoLanes | None = None, is_stopped: Callable[[], bool] = lambda: False
-) -> tuple[ExitCode, Any]:
-    return run(job, (lanes or NoLanes()).open, listener=Quiet(), is_stopped=is_stopped)
-
-
-def told(folder: Path, name: str) -> Any:
-    text = (folder / "out" / name).read_text()
-    return [json.loads(line) for line in text.splitlines()] if name.endswith("l") else json.loads(text)
-
-
-def commit(folder: Path, job: BulkJob, *, model: str = "m") -> None:
-    """Writes what a run leaves that has made every good row of a job."""
-    for row in check_all(read_manifest(job.source), job.checker(), num_threads=1):
-        if isinstance(row, BadRow):
-            continue
-        place = folder / "out" / row.custom_id
-        place.mkdir(parents=True)
-        (place / "video.mp4").write_bytes(b"the video of " + row.custom_id.encode())
-        about = {"num_frames": 30, "seconds": 1.2, "size": "64x64", "sha256": "5", "gpu_s": 1, "attempts": 1}
-        result = {"custom_id": row.custom_id, "row_key": row_key(row.body_key, model=model), "uri": "u", **about}
-        (place / "result.json").write_text(json.dumps({**result, "metadata": {}, "warnings": []}))
 
 
 def test_validating_plans_and_writes_nothing(folder: Path) -> None:
@@ -174,6 +96,31 @@ def test_an_archive_that_is_asked_for_later_is_made_of_what_is_there(folder: Pat
     assert (folder / "out" / "videos" / "01-a.mp4").read_bytes() == b"the video of a"
 
 
+def test_what_is_done_is_looked_for_by_several_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = a_job(folder, *(a_row(f"row-{number}", seed=number) for number in range(8)))
+    commit(folder, job)
+    together, really = threading.Barrier(LIMITS.check_threads, timeout=30), read_result
+
+    def meet(output: Folder, custom_id: str) -> Any:
+        together.wait()
+        return really(output, custom_id)
+
+    monkeypatch.setattr(job_module, "read_result", meet)
+    assert ran(job)[1]["rows"]["skipped"] == 8
+
+
+def test_a_job_can_be_stopped_while_it_looks_for_what_is_done_and_tells_how_far_it_is(folder: Path) -> None:
+    job = a_job(folder, *(a_row(f"row-{number}", seed=number) for number in range(40)))
+    commit(folder, job)
+    lanes, listener, looks = NoLanes(), Listener(), iter(range(100))
+    code, summary = ran(job, lanes=lanes, listener=listener, is_stopped=lambda: lanes.is_open and next(looks) >= 30)
+    assert code is ExitCode.CANCELLED
+    assert (summary["rows"]["skipped"], summary["rows"]["waiting"]) == (30, 10)
+    told_skipped = [state["rows"]["skipped"] for state in listener.states if state["state"] == "checking"]
+    assert 0 in told_skipped
+    assert max(told_skipped) > 0
+
+
 def archived(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((folder / "out" / "videos").iterdir())}
 
@@ -229,6 +176,42 @@ def test_it_is_told_how_far_the_checks_are(folder: Path, monkeypatch: pytest.Mon
     assert states[-2][0] == "checking"
     assert states[-2][1] > 0
     assert states[-1] == ("partial", 40)
+
+
+def test_a_job_that_is_cancelled_while_its_groups_wait_for_a_place_ends_in_good_order(folder: Path) -> None:
+    @contextmanager
+    def open_lanes(_: str, is_stopped: Callable[[], bool]) -> Iterator[NoLanes]:
+        assert ask_to_cancel(LocalFolder(folder / "out"))
+        while not is_stopped():
+            time.sleep(0.001)
+        raise GangAbandonedError("the placement is no longer wanted", remedy="start the group again")
+        yield
+
+    code, summary = run(a_job(folder, a_row("a")), open_lanes, listener=Listener(), is_stopped=lambda: False)
+    assert (code, summary["rows"]["waiting"]) == (ExitCode.CANCELLED, 1)
+    assert told(folder, "summary.json") == told(folder, "progress.json") == summary
+
+
+def test_a_run_takes_back_what_the_one_before_told_of_its_end(folder: Path) -> None:
+    job = a_job(folder, a_row("a"))
+    commit(folder, job)
+    ran(job)
+    assert told(folder, "summary.json")["state"] == "all_good"
+    with pytest.raises(CheckpointError):
+        ran(job, lanes=NoLanes(error=CheckpointError("there is none", remedy="name one")))
+    assert not (folder / "out" / "summary.json").exists()
+
+
+def test_it_is_told_at_once_that_another_run_began(folder: Path) -> None:
+    job, states = a_job(folder, a_row("a", prompt=" ")), []
+    ran(job)
+
+    def look() -> bool:
+        states.append(told(folder, "progress.json")["state"])
+        return True
+
+    ran(job, is_stopped=look)
+    assert states[0] == "checking"
 
 
 def test_a_job_that_cannot_go_on_says_why(folder: Path) -> None:

@@ -111,9 +111,9 @@ def test_one_portrait_of_a_bucket_serves_all_sounds(bucket: Bucket) -> None:
 
 def test_a_prefix_is_watched(bucket: Bucket) -> None:
     watch = watch_manifest(find_manifest(f"{bucket.uri}/jobs"))
-    assert watch.poll() == []
+    assert list(watch.poll()) == []
     bucket.put("jobs/task_1.json", TASK)
-    assert watch.poll() == []
+    assert list(watch.poll()) == []
     assert [row.custom_id for row in watch.poll()] == ["task_1"]
 
 

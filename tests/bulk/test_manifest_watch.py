@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from serve_app.bulk.manifests.folders import TaskFolder
 from serve_app.bulk.manifests.reading import find_audios, find_manifest, watch_manifest
 from serve_app.bulk.manifests.watch import Watch
 from serve_app.bulk.outcomes import Code
 from serve_app.bulk.row import BadRow
-from serve_app.errors import InvalidRequestError
+from serve_app.errors import InvalidRequestError, StorageError
+from tests.bulk.folders import FrailFolder
 
 TASK = json.dumps({"image": "me.png", "audio": "voice.wav", "prompt": "A woman talks."}).encode()
 
@@ -64,10 +66,28 @@ def test_an_empty_file_is_not_yet_written(tmp_path: Path) -> None:
 def test_a_bad_task_file_is_told_once(tmp_path: Path) -> None:
     watch = watch_manifest(find_manifest(str(tmp_path)))
     put(tmp_path / "task_1.json", b"{half")
-    watch.poll()
+    assert list(watch.poll()) == []
     (row,) = watch.poll()
     assert isinstance(row, BadRow)
-    assert watch.poll() == []
+    assert list(watch.poll()) == []
+
+
+def test_what_an_error_kept_from_being_read_is_found_again(tmp_path: Path) -> None:
+    folder = FrailFolder(tmp_path)
+    for number in range(1, 5):
+        put(tmp_path / f"task_{number}.json", TASK)
+    watch = watch_manifest(TaskFolder(folder))
+    assert taken(watch) == []
+    looking = watch.poll()
+    assert [next(looking).custom_id for _ in range(2)] == ["task_1", "task_2"]
+    folder.broken = frozenset(["read"])
+    with pytest.raises(StorageError):
+        next(looking)
+    folder.broken = frozenset(["list"])
+    with pytest.raises(StorageError):
+        taken(watch)
+    folder.broken = frozenset()
+    assert taken(watch) == [(3, "task_3"), (4, "task_4")]
 
 
 def test_what_was_seen_before_is_not_told(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import Protocol
 
 from serve_app.bulk.manifests.folders import (
@@ -28,8 +28,11 @@ class Watch(Protocol):
     taken that is still being copied. What is written to it later is not looked at.
     """
 
-    def poll(self) -> list[Entry | BadRow]:
-        """Looks, and returns what is new and whole, by name."""
+    def poll(self) -> Iterator[Entry | BadRow]:
+        """Looks, and yields what is new and whole, by name; raises StorageError.
+
+        What nobody drew from it, also because of an error, the next one finds again.
+        """
         ...
 
     def left(self) -> list[BadRow]:
@@ -44,9 +47,11 @@ class TaskWatch:
         self._source = source
         self._files = _NewFiles(seen)
 
-    def poll(self) -> list[Entry | BadRow]:
-        files = self._files.look(task_files(self._source.folder))
-        return [read_task(file, self._source, self._files.take(file)) for file in files]
+    def poll(self) -> Iterator[Entry | BadRow]:
+        for file in self._files.look(task_files(self._source.folder)):
+            row = read_task(file, self._source, self._files.next_number)
+            self._files.take(file)
+            yield row
 
     def left(self) -> list[BadRow]:
         return []
@@ -61,7 +66,7 @@ class AudioWatch:
         self._images = _NewFiles(())
         self._unpaired: list[Listed] = []
 
-    def poll(self) -> list[Entry | BadRow]:
+    def poll(self) -> Iterator[Entry | BadRow]:
         portraits = self._portraits()
         audios = self._audios.look(audio_files(self._source.audios))
         paired: list[Listed] = []
@@ -69,7 +74,8 @@ class AudioWatch:
         for file in audios:
             is_paired = portraits is None or pairing_stem(file.name) in portraits
             (paired if is_paired else self._unpaired).append(file)
-        return [read_audio(file, self._source, portraits or {}, self._audios.take(file)) for file in paired]
+        for file in paired:
+            yield read_audio(file, self._source, portraits or {}, self._audios.take(file))
 
     def left(self) -> list[BadRow]:
         rows = [read_audio(file, self._source, {}, self._audios.take(file)) for file in self._unpaired]
@@ -88,6 +94,11 @@ class _NewFiles:
         self._taken = set(seen)
         self._last: dict[str, Listed] = {}
         self._number = 0
+
+    @property
+    def next_number(self) -> int:
+        """How many files are taken with the next one."""
+        return self._number + 1
 
     def look(self, files: Iterable[Listed]) -> list[Listed]:
         """Returns the files that are whole and not taken."""
