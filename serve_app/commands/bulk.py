@@ -167,6 +167,12 @@ def check_run_flags(options: argparse.Namespace) -> None:
         _refuse(options, ("url",), "only with --pool serve")
     if options.dry_run and options.watch:
         raise _wrong("--dry-run with --watch", "leave one out", "watch")
+    if options.on_invalid == "abort" and options.watch:
+        raise _wrong(
+            "--on-invalid abort with --watch: rows are rendered before others, which may be bad ones, come",
+            "leave one out",
+            "on_invalid",
+        )
 
 
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:

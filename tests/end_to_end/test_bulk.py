@@ -66,6 +66,7 @@ def test_flags_that_contradict_each_other_are_refused(live_avatar: RunCli, tmp_p
         ("run", "m.jsonl", "--out=o", "--image=me.png"): "--image: only with --audio-dir",
         ("run", "m.jsonl", "--out=o", "--pool=serve", "--layout=single"): "--layout: only with --pool own",
         ("run", "m.jsonl", "--out=o", "--url=http://x"): "--url: only with --pool serve",
+        ("run", "queue", "--out=o", "--watch", "--on-invalid=abort"): "--on-invalid abort with --watch",
         ("run", "m.jsonl", "--out=o"): "m.jsonl",
         ("cancel", "nowhere"): "no job works in",
     }
