@@ -97,18 +97,12 @@ class RunLock:
     def _gone(self, first: Stored) -> Stored | None:
         """Returns the run.json to replace once the driver that wrote `first` is seen to be gone.
 
-        It ended, is seen dead, or its heartbeat stood still for long enough. What is returned was looked at: a
-        heartbeat that moves after that makes the taking fail.
+        What is returned was looked at: a heartbeat that moves after that makes the taking fail.
         """
-        deadline = time.monotonic() + self._limits.stale_after_s
-        while time.monotonic() < deadline and not _is_dead(first):
-            now = self._folder.read(RUN)
-            if now is None or not _is_running(now):
-                return now
-            if now.version != first.version:
-                raise self._taken(f"is used by another job, {_who(now)}")
-            time.sleep(min(_LOOK_EVERY_S, self._limits.stale_after_s / 10))
-        return first
+        now = _next_sign(self._folder, first, stale_after_s=self._limits.stale_after_s)
+        if now is not None and now is not first and _is_running(now):
+            raise self._taken(f"is used by another job, {_who(now)}")
+        return now
 
     def _beat_for_ever(self) -> None:
         while not self._is_over.wait(self._limits.heartbeat_every_s):
@@ -161,16 +155,44 @@ def ask_to_cancel(folder: Folder) -> bool:
     return True
 
 
+def has_lost_driver(folder: Folder, *, stale_after_s: float) -> bool:
+    """Whether a run began here whose driver neither told its end nor lives."""
+    stored = folder.read(RUN)
+    if stored is None or not _is_running(stored):
+        return False
+    if _is_near(stored):
+        return _is_dead(stored)
+    return _next_sign(folder, stored, stale_after_s=stale_after_s) is stored
+
+
+def _next_sign(folder: Folder, first: Stored, *, stale_after_s: float) -> Stored | None:
+    """Returns what run.json becomes; `first`, which tells of a run, once its driver is seen to be gone.
+
+    It is seen dead, or its heartbeat stood still for so long.
+    """
+    deadline = time.monotonic() + stale_after_s
+    while time.monotonic() < deadline and not _is_dead(first):
+        now = folder.read(RUN)
+        if now is None or now.version != first.version:
+            return now
+        time.sleep(min(_LOOK_EVERY_S, stale_after_s / 10))
+    return first
+
+
 def _is_running(stored: Stored) -> bool:
     return _told(stored).get("state") == "running"
 
 
 def _is_dead(stored: Stored) -> bool:
     """Whether the driver was one of this machine, and is no more; of others nothing is known."""
-    told, here = _told(stored), Machine.this()
-    if any(told.get(name) != value for name, value in vars(here).items()):
-        return False
-    return not is_alive(ProcessIdentity("", int(told["pid"]), int(told["start_ticks"])))
+    told = _told(stored)
+    return _is_near(stored) and not is_alive(ProcessIdentity("", int(told["pid"]), int(told["start_ticks"])))
+
+
+def _is_near(stored: Stored) -> bool:
+    """Whether the driver is, or was, one of this machine."""
+    told = _told(stored)
+    return all(told.get(name) == value for name, value in vars(Machine.this()).items())
 
 
 def _who(stored: Stored) -> str:

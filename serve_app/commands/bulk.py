@@ -13,7 +13,7 @@ from typing import Any, Never
 from tqdm import tqdm
 
 from serve_app.commands.layout_flags import LAYOUT_FLAGS, add_layout, given_layout
-from serve_app.errors import InputNotFoundError, InvalidRequestError, OutputError
+from serve_app.errors import InvalidRequestError, OutputError
 from serve_app.rendering.import_path import import_object
 from serve_app.schemas.render import DEFAULT_INFER_FRAMES, DEFAULT_SAMPLE_STEPS, DEFAULT_SEED, DEFAULT_SIZE
 
@@ -117,11 +117,18 @@ def _validate(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    return _show(options.out, "progress.json")
+    status: Any = import_object("serve_app.bulk.status:status_of")
+    told = status(options.out)
+    print(json.dumps(told, indent=1))
+    if told["state"] == "gone":
+        print("live-avatar: nobody works on this job any more; its command continues it", file=sys.stderr)
+    return 0
 
 
 def _report(options: argparse.Namespace) -> int:
-    return _show(options.out, "summary.json")
+    report: Any = import_object("serve_app.bulk.status:report_of")
+    print(json.dumps(report(options.out), indent=1))
+    return 0
 
 
 def _cancel(options: argparse.Namespace) -> int:
@@ -140,15 +147,6 @@ _ON_OUTPUT = (
     ("cancel", "stop a job at its next block borders", _cancel),
     ("report", "what became of a job that has ended", _report),
 )
-
-
-def _show(out: str, name: str) -> int:
-    open_output: Any = import_object("serve_app.bulk.output:open_output")
-    stored = open_output(out).read(name)
-    if stored is None:
-        raise InputNotFoundError(f'"{out}" has no {name}', remedy="name the --out of a job", param="out")
-    print(stored.content.decode())
-    return 0
 
 
 def check_run_flags(options: argparse.Namespace) -> None:

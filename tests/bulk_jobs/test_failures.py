@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.bulk_jobs.conftest import ROOT, BulkRay, job, ledger, lines_of
+import pytest
+
+from tests.bulk_jobs.conftest import END_S, ROOT, BulkRay, job, ledger, lines_of
 from tests.bulk_jobs.manifests import good_row, write_manifest, write_voice
 
 LONG_S = 8.0
@@ -92,6 +94,48 @@ def test_a_job_is_cancelled_by_another_process_and_continued(bulk_ray: BulkRay, 
         code, summary = running.end()
     assert (code, summary["rows"]["done"] + summary["rows"]["skipped"]) == (0, 4)
     assert json.loads(bulk("report", str(out)).stdout)["state"] == "all_good"
+
+
+@pytest.mark.parametrize("is_killed", [False, True], ids=["cancelled", "terminated"])
+def test_a_job_whose_groups_wait_for_a_place_can_be_stopped(
+    bulk_ray: BulkRay, folder: Path, *, is_killed: bool
+) -> None:
+    manifest, out = write_manifest(folder / "manifest.jsonl", [good_row(0)]), folder / "out"
+    too_much = {"leader_cpus": 1000.0}
+    with job(folder, bulk_ray, manifest, out=str(out), groups=1, pool_changes=too_much) as running:
+        running.until(lambda told: "planned" in told)
+        if is_killed:
+            running.process.terminate()
+        else:
+            assert bulk("cancel", str(out)).returncode == 0
+        code, summary = running.end()
+    assert (code, summary["state"], summary["rows"]["waiting"]) == (4, "cancelled", 1)
+    assert json.loads(bulk("report", str(out)).stdout) == summary
+
+
+def test_a_job_whose_groups_find_no_place_has_a_status_that_tells_why_and_no_report(
+    bulk_ray: BulkRay, folder: Path
+) -> None:
+    manifest, out = write_manifest(folder / "manifest.jsonl", [good_row(0)]), folder / "out"
+    too_much, gang = {"leader_cpus": 1000.0}, {"placement_s": 0.5}
+    with job(folder, bulk_ray, manifest, out=str(out), groups=1, pool_changes=too_much, gang=gang) as running:
+        assert running.process.wait(END_S) == 1
+    told = json.loads(bulk("status", str(out)).stdout)
+    assert told["state"] == "failed"
+    assert "no place within 0.5 s" in told["error"]
+    report = bulk("report", str(out))
+    assert (report.returncode, "has not come to its end" in report.stderr) == (2, True)
+
+
+def test_a_driver_that_was_killed_is_told_of(bulk_ray: BulkRay, folder: Path) -> None:
+    manifest, out = write_manifest(folder / "manifest.jsonl", [good_row(0)]), folder / "out"
+    with job(folder, bulk_ray, manifest, out=str(out), groups=1, pool_changes={"leader_cpus": 1000.0}) as running:
+        running.until(lambda told: "planned" in told)
+        running.process.kill()
+        running.process.wait(END_S)
+    status = bulk("status", str(out))
+    assert (status.returncode, json.loads(status.stdout)["state"]) == (0, "gone")
+    assert "nobody works on this job any more" in status.stderr
 
 
 def test_a_watch_takes_what_comes_until_it_is_stopped(bulk_ray: BulkRay, folder: Path) -> None:
