@@ -47,14 +47,15 @@ class Plan:
 
 
 def fill(table: RowTable, rows: Iterable[PlannedRow | BadRow], plan: Plan, *, on_bad: OnBad) -> None:
-    """Puts the good rows into the table; each bad one is told at once, also one whose id is taken."""
+    """Puts the good rows into the table; each bad one is told at once, also one whose id a row before it has."""
     for row in rows:
         plan.num_rows += 1
-        taken_by = None if isinstance(row, BadRow) else table.add(row)
-        if isinstance(row, BadRow):
-            _reject(row, plan, on_bad)
-        elif taken_by is not None:
-            _reject(_not_unique(row, taken_by), plan, on_bad)
+        bad = row if isinstance(row, BadRow) else _added(row, table)
+        if bad is None:
+            continue
+        if bad.custom_id:
+            table.refuse(bad.custom_id, number=bad.number)
+        _reject(bad, plan, on_bad)
 
 
 def makespan(seconds: Iterable[float], num_lanes: int) -> float:
@@ -63,6 +64,12 @@ def makespan(seconds: Iterable[float], num_lanes: int) -> float:
     for one in seconds:
         heapq.heapreplace(free_at, free_at[0] + one)
     return max(free_at)
+
+
+def _added(row: PlannedRow, table: RowTable) -> BadRow | None:
+    """Puts a row into the table; returns it as a bad one where its id is taken."""
+    taken_by = table.add(row)
+    return None if taken_by is None else _not_unique(row, taken_by)
 
 
 def _reject(row: BadRow, plan: Plan, on_bad: OnBad) -> None:

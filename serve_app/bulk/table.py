@@ -1,4 +1,4 @@
-"""RowTable: the good rows of one run, in a file, so that a million of them take no memory.
+"""RowTable: the good rows of one run, and the ids of bad ones, in a file, so that a million take no memory.
 
 It belongs to one driver and ends with it: what survives is in the output folder.
 """
@@ -36,12 +36,17 @@ CREATE TABLE rows (
     due_at REAL NOT NULL DEFAULT 0
 );
 CREATE INDEX in_order ON rows (state, predicted_s DESC, seq);
+CREATE TABLE refused (folded TEXT PRIMARY KEY, number INTEGER NOT NULL) WITHOUT ROWID;
 BEGIN;
 """
 """One transaction that never ends: nothing here outlives the process, and rows come in several times as fast."""
 _INSERT = """
 INSERT INTO rows (number, custom_id, folded, archived, spec, origin, body_key, predicted_s, num_frames, state)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+_REFUSE = """
+INSERT OR IGNORE INTO refused (folded, number)
+SELECT ?, ? WHERE NOT EXISTS (SELECT 1 FROM rows WHERE folded = ?)
 """
 
 
@@ -129,6 +134,9 @@ class RowTable:
         They become folders and files, and some file systems do not tell "A" from "a". Raises OutputError.
         """
         folded, archived = row.custom_id.casefold(), row.archive_name and row.archive_name.casefold()
+        refused = self._rows.execute("SELECT number FROM refused WHERE folded = ?", (folded,)).fetchone()
+        if refused is not None:
+            return int(refused["number"])
         values = (row.number, row.custom_id, folded, archived, json.dumps(row.spec), json.dumps(row.origin))
         try:
             with _told(self._path):
@@ -138,6 +146,15 @@ class RowTable:
             return int(found.fetchone()["number"])
         self._sums[RowState.PENDING].add(1, row.predicted_s, row.num_frames)
         return None
+
+    def refuse(self, custom_id: str, *, number: int) -> None:
+        """Takes the id of a bad row; raises OutputError.
+
+        Once mended, that row is submitted again with this id: its video would replace that of any other row.
+        """
+        folded = custom_id.casefold()
+        with _told(self._path):
+            self._rows.execute(_REFUSE, (folded, number, folded))
 
     def take(self, *, now: float) -> TableRow | None:
         """Returns the longest row that is due, as running from now on; None where none is due."""

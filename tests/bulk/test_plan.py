@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve_app.bulk.outcomes import Code, RowError
@@ -44,6 +44,7 @@ def test_the_last_lane_is_done_when_the_longest_rows_go_first(
 
 
 @given(seconds=st.lists(st.integers(1, 50), min_size=1, max_size=6), num_lanes=st.integers(1, 3))
+@settings(deadline=None)
 def test_the_longest_first_is_never_a_third_worse_than_the_best(seconds: list[int], num_lanes: int) -> None:
     best = min(
         max(sum(one for one, lane in zip(seconds, lanes, strict=True) if lane == wanted) for wanted in range(num_lanes))
@@ -94,6 +95,43 @@ def test_an_id_that_is_there_twice_is_told_with_both_numbers(table: RowTable, se
     assert "row 11" in twice.error.message
     assert "row 4 " in twice.error.message
     assert (plan.num_rows, plan.num_bad) == (3, 1)
+
+
+@pytest.mark.parametrize("second", ["intro", "INTRO"])
+def test_the_id_of_a_bad_row_is_taken_too(table: RowTable, second: str) -> None:
+    plan, (_, twice, bad) = filled(
+        table,
+        bad_row(4, custom_id="intro"),
+        planned(second, number=11),
+        bad_row(12, custom_id="intro"),
+        planned("other", number=13),
+    )
+    assert (twice.number, twice.custom_id, twice.error.code) == (11, second, Code.DUPLICATE_ID)
+    assert "row 11 " in twice.error.message
+    assert "row 4 " in twice.error.message
+    assert (bad.number, bad.error.code) == (12, Code.INPUT_MISSING)
+    assert (plan.num_rows, plan.num_bad) == (4, 3)
+
+
+def test_the_id_of_a_row_whose_archive_name_was_taken_is_taken(table: RowTable) -> None:
+    _, (_, twice) = filled(
+        table,
+        planned("a", number=1, archive_name="spring"),
+        planned("b", number=2, archive_name="spring"),
+        planned("b", number=3, archive_name="summer"),
+    )
+    assert (twice.number, twice.error.code) == (3, Code.DUPLICATE_ID)
+    assert "row 2 " in twice.error.message
+
+
+def test_the_row_that_had_an_id_first_is_told(table: RowTable) -> None:
+    _, (_, third) = filled(table, planned("a", number=1), bad_row(2, custom_id="a"), planned("a", number=3))
+    assert "row 1 " in third.error.message
+
+
+def test_bad_rows_without_an_id_take_none(table: RowTable) -> None:
+    plan, bad = filled(table, bad_row(1), bad_row(2), planned("a", number=3))
+    assert (plan.num_rows, [row.number for row in bad]) == (3, [1, 2])
 
 
 def test_what_was_written_of_a_row_that_is_there_twice_can_be_written_again(table: RowTable) -> None:

@@ -69,6 +69,15 @@ def test_a_name_in_the_archive_that_is_taken_is_refused(table: RowTable) -> None
     assert table.add(planned("d", number=4)) is None
 
 
+@pytest.mark.parametrize("name", ["Row-1", "row-1", "ROW-1"])
+def test_the_id_of_a_bad_row_is_not_given_to_another(table: RowTable, name: str) -> None:
+    table.refuse("Row-1", number=4)
+    table.refuse("row-1", number=5)
+    assert table.add(planned(name, number=9)) == 4
+    assert table.add(planned("row-2", number=10)) is None
+    assert table.counts()[RowState.PENDING] == 1
+
+
 def test_rows_that_are_refused_leave_nothing_behind(table: RowTable) -> None:
     for number in range(1, 2_001):
         table.add(planned(f"row-{number // 2}", number=number, archive_name=f"name-{number // 3}"))
@@ -136,12 +145,15 @@ def test_a_disk_that_is_full_is_told_with_what_to_do(table: RowTable) -> None:
     table._rows.execute(f"PRAGMA max_page_count = {page + 4}")
     with pytest.raises(OutputError, match=r"rows\.sqlite3.* full; .*TMPDIR"):
         any(table.add(planned(f"row-{number}", number=number)) for number in range(1_000))
+    with pytest.raises(OutputError, match="full"):
+        any(table.refuse(f"bad-{number}-{'x' * 50}", number=number) for number in range(10_000))
 
 
 def test_many_rows_take_no_memory(table: RowTable) -> None:
     tracemalloc.start()
     for number in range(2_000):
         table.add(planned(f"row-{number}", number=number))
+        table.refuse(f"bad-{number}", number=number)
     taken_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert taken_bytes < MIB / 4
