@@ -13,13 +13,13 @@ from serve_app.api.context import Context
 from serve_app.api.errors import ApiError, refusal
 from serve_app.api.inputs import Source, Sources, Uploaded, sources
 from serve_app.errors import InvalidRequestError, UnavailableError, UploadNotFoundError, did_you_mean, shown
-from serve_app.jobs.fleet import TINY_CHECKPOINT
 from serve_app.jobs.idempotency import IdempotencyKey
 from serve_app.jobs.job import Document, Job, Priority
 from serve_app.jobs.quote import Admitted, Reason, Rejected, check_deadline
 from serve_app.jobs.submission import Submission
 from serve_app.media.probe import QualityWarning
 from serve_app.planning.geometry import Size
+from serve_app.planning.network import TINY_CHECKPOINT
 from serve_app.rendering.inputs import VideoFacts, check_prompt, describe
 from serve_app.schemas.render import RenderSpec
 from serve_app.schemas.request import REQUEST_FIELDS, complete

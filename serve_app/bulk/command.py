@@ -28,11 +28,12 @@ from serve_app.bulk.row import BadRow, Document
 from serve_app.bulk.service_plan import TINY_MODEL, judge_of, pool_of
 from serve_app.errors import InvalidRequestError
 from serve_app.jobs.admission import DoesNotFit, Fits
-from serve_app.jobs.fleet import TINY_CHECKPOINT, Fleet
+from serve_app.jobs.fleet import Fleet
 from serve_app.jobs.job import Priority
 from serve_app.jobs.submission import Submission
 from serve_app.planning.calibration import load_calibration
 from serve_app.planning.hardware import KINDS, is_called
+from serve_app.planning.network import TINY_CHECKPOINT
 from serve_app.planning.workload import Workload
 from serve_app.rendering.frames import PROGRAM
 from serve_app.schemas.bulk import BulkConfig, BulkLimits

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from serve_app.bulk.row import Document
 from serve_app.errors import CheckpointError
+from serve_app.planning.network import TINY_CHECKPOINT
 from serve_app.rendering.pipeline import PIPELINE_VERSION
 from serve_app.schemas.config import VideoEncoding
 from serve_app.schemas.render import RenderSpec
 
-TINY_CHECKPOINT = "tiny"
 _WEIGHTS = (".safetensors", ".pth", ".pt", ".bin")
 _DESCRIPTIONS = (".json", ".txt", ".model")
 _WHOLE_BYTES = 2 * 2**30

@@ -8,8 +8,9 @@ from serve_app.bulk.checking import Judge
 from serve_app.bulk.lanes.service_client import ServiceModel
 from serve_app.bulk.row import Document
 from serve_app.jobs.admission import Fits
-from serve_app.jobs.fleet import TINY_CHECKPOINT, Fleet
+from serve_app.jobs.fleet import Fleet
 from serve_app.planning.calibration import load_calibration
+from serve_app.planning.network import TINY_CHECKPOINT
 from serve_app.planning.workload import Workload
 from serve_app.schemas.service import PoolConfig
 

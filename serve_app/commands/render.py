@@ -15,6 +15,7 @@ from ray_cluster.gpu_monitor import GpuLog, GpuMonitor
 from ray_cluster.nvml import NoGpus, open_gpus
 from serve_app.commands.layout_flags import add_layout, given_layout
 from serve_app.errors import InvalidRequestError, OutputError
+from serve_app.planning.network import TINY_CHECKPOINT
 from serve_app.rendering.frames import FrameSource, InProcessSource
 from serve_app.rendering.import_path import import_object
 from serve_app.rendering.pipeline import Progress, RenderResult, render
@@ -30,7 +31,6 @@ from serve_app.schemas.render import (
 from serve_app.schemas.request import REQUEST_FIELDS, complete
 from serve_app.storage.local import local_file
 
-TINY_CHECKPOINT = "tiny"
 TINY_SIZE = "128*128"
 # Frames per second also when they are few: by default a slow bar turns to seconds per frame.
 BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"

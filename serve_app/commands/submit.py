@@ -14,9 +14,9 @@ from ray_cluster.errors import ClusterError
 from ray_cluster.job import HeadAddressError, HeadUnreachableError, JobLogError, JobSpec, JobState, new_job_id
 from serve_app.commands.bulk import add_run_flags, check_run_flags
 from serve_app.errors import AvatarError, InvalidRequestError, UnavailableError
+from serve_app.planning.network import TINY_CHECKPOINT
 from serve_app.rendering.import_path import import_object
 
-TINY_CHECKPOINT = "tiny"
 RUN = ("live-avatar", "bulk", "run", "--address", "auto")
 STOP_GRACE_S = 60
 """For `bulk run` to end its rows and write its reports when the job is stopped; Ray would give it 3 s."""

@@ -21,7 +21,7 @@ from serve_app.planning.geometry import effective_size
 from serve_app.planning.hardware import GIB, KINDS, GpuKind, Gpus
 from serve_app.planning.host import host_budget
 from serve_app.planning.layout import ParallelLayout
-from serve_app.planning.network import PUBLISHED, TINY, DType, ModelDims
+from serve_app.planning.network import PUBLISHED, TINY, TINY_CHECKPOINT, DType, ModelDims
 from serve_app.planning.workload import WHOLE_SPEECH_SECONDS, Workload
 from serve_app.schemas.presets import PRESETS, Preset
 from serve_app.schemas.service import PoolConfig
@@ -29,7 +29,6 @@ from serve_app.task import CARD_BYTES
 
 log = logging.getLogger(__name__)
 
-TINY_CHECKPOINT = "tiny"
 _CPU_TFLOPS = 0.1
 """What a core does of the tiny model's arithmetic, as a first guess: `Pace` corrects it from the first video on."""
 _PACE_VIDEOS = 5

@@ -159,6 +159,8 @@ class ModelDims:
     speech: SpeechEncoderDims = field(default_factory=SpeechEncoderDims)
 
 
+TINY_CHECKPOINT = "tiny"
+"""What users write for the built-in model; any other checkpoint is a folder."""
 PUBLISHED = ModelDims()
 TINY = ModelDims(
     dit=DiTDims(

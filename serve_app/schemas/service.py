@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from serve_app.errors import InvalidRequestError
 from serve_app.planning.hardware import parse_gpus
 from serve_app.planning.layout import ParallelLayout
+from serve_app.planning.network import TINY_CHECKPOINT
 from serve_app.schemas.config import AppConfig, Frozen
 
 _WAITS_FOR_REPORTS = {
@@ -38,7 +39,7 @@ class PoolConfig(Frozen):
     name: str = Field(pattern=NAME)
     model: str = Field(default="live-avatar", pattern=NAME)
     """What requests call the checkpoint: several pools may serve one model in several layouts."""
-    checkpoint: str = "tiny"
+    checkpoint: str = TINY_CHECKPOINT
     layout: Annotated[str, AfterValidator(_layout)] = "single"
     gpu: Annotated[str, AfterValidator(_gpu)] | None = None
     min_groups: int = Field(default=1, ge=1)

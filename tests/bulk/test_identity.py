@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from serve_app.bulk import identity
-from serve_app.bulk.identity import TINY_CHECKPOINT, body_key, checkpoint_digest, row_key
+from serve_app.bulk.identity import body_key, checkpoint_digest, row_key
 from serve_app.errors import CheckpointError
+from serve_app.planning.network import TINY_CHECKPOINT
 from serve_app.schemas.config import VideoEncoding
 from serve_app.schemas.render import RenderSpec
 
