@@ -193,7 +193,7 @@ class Sums(RuleBasedStateMachine):
             self.running.append(row)
 
     @precondition(lambda self: self.running)
-    @rule(state=st.sampled_from([RowState.DONE, RowState.FAILED, RowState.CANCELLED]))
+    @rule(state=st.sampled_from([RowState.DONE, RowState.FAILED]))
     def end(self, state: RowState) -> None:
         self.table.end(self.running.pop().seq, state)
 
