@@ -14,7 +14,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -155,8 +155,8 @@ class Reports:
 
 
 def check_not_overwritten(source: Folder, name: str, output: Folder) -> None:
-    """Raises InvalidRequestError for a manifest that the reports of this very run would replace."""
-    if name in (OUTPUT, ERRORS) and _place(source) == _place(output):
+    """Raises InvalidRequestError for a manifest that this run would empty for a report, by whatever name it goes."""
+    if any(_is_one_file(source.uri(name), output.uri(report)) for report in (OUTPUT, ERRORS)):
         raise InvalidRequestError(
             f'the manifest "{source.uri(name)}" is a report that this run writes anew',
             remedy="run the manifest of before: what is done is skipped, what failed is tried again; or move the "
@@ -165,9 +165,13 @@ def check_not_overwritten(source: Folder, name: str, output: Folder) -> None:
         )
 
 
-def _place(folder: Folder) -> str:
-    uri = folder.uri()
-    return uri if is_remote(uri) else os.path.realpath(uri)
+def _is_one_file(one: str, other: str) -> bool:
+    """Whether two addresses lead to one file; on a disk, over links of both kinds."""
+    if is_remote(one) or is_remote(other):
+        return one == other
+    with suppress(OSError):  # one of them is not there
+        return Path(one).samefile(other)
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def _output_line(result: Document) -> Document:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,34 @@ def test_a_manifest_that_the_run_would_write_over_is_refused(tmp_path: Path, nam
         check_not_overwritten(LocalFolder(tmp_path), name, LocalFolder(tmp_path / "link"))
     with pytest.raises(InvalidRequestError):
         check_not_overwritten(Bucket(tmp_path), name, Bucket(tmp_path))
+
+
+@pytest.mark.parametrize("report", ["errors.jsonl", "output.jsonl"])
+@pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
+def test_a_manifest_that_is_a_report_under_another_name_is_refused(
+    tmp_path: Path, report: str, link: Callable[[Path, Path], None]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / report).write_text("{}")
+    link(tmp_path / "again.jsonl", out / report)
+    with pytest.raises(InvalidRequestError, match=r"again\.jsonl.*that this run writes anew"):
+        check_not_overwritten(LocalFolder(tmp_path), "again.jsonl", LocalFolder(out))
+
+
+@pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
+def test_a_manifest_that_a_report_leads_to_is_refused(tmp_path: Path, link: Callable[[Path, Path], None]) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "rows.jsonl").write_text("{}")
+    link(tmp_path / "out" / "errors.jsonl", tmp_path / "rows.jsonl")
+    with pytest.raises(InvalidRequestError, match=r"rows\.jsonl.*that this run writes anew"):
+        check_not_overwritten(LocalFolder(tmp_path), "rows.jsonl", LocalFolder(tmp_path / "out"))
+
+
+def test_a_copy_of_a_report_is_a_manifest(tmp_path: Path) -> None:
+    for name in ("errors.jsonl", "again.jsonl"):
+        (tmp_path / name).write_text("{}")
+    check_not_overwritten(LocalFolder(tmp_path), "again.jsonl", LocalFolder(tmp_path))
 
 
 @pytest.mark.parametrize(("name", "out"), [("rows.jsonl", "here"), ("errors.jsonl", "there")])
