@@ -48,8 +48,9 @@ class InputFile:
 class InputReader:
     """Finds and reads inputs; from any number of threads."""
 
-    def __init__(self, config: AppConfig) -> None:
-        self._config = config
+    def __init__(self, config: AppConfig, spool: Path) -> None:
+        """`spool` is a folder of this machine for copies of what is in buckets."""
+        self._config, self._spool = config, spool
         self._known: OrderedDict[tuple[str, str], InputFile] = OrderedDict()
         self._lock = threading.Lock()
         self._num_unreached = 0
@@ -96,7 +97,7 @@ class InputReader:
     def _inspected(self, uri: str, there: Listed, kind: Kind) -> InputFile:
         limits = self._config.image if kind == "image" else self._config.audio
         check_bytes(uri, there.num_bytes, limits.max_bytes, kind)  # before it is fetched
-        with local_copy(uri) as path, told_reading(path), _named(uri, path):
+        with local_copy(uri, self._spool) as path, told_reading(path), _named(uri, path):
             found = InputFile(uri, _digest(path), facts_of(path, kind, config=self._config))
         if _stat(uri).version != there.version:
             raise StorageError(
@@ -106,22 +107,22 @@ class InputReader:
 
 
 @contextmanager
-def local_copy(uri: str) -> Iterator[Path]:
-    """Yields a file of this machine with the bytes of `uri`: the file itself, or a copy that is gone afterwards."""
+def local_copy(uri: str, spool: Path) -> Iterator[Path]:
+    """Yields a file of this machine with the bytes of `uri`: itself, or a copy in `spool` that is gone afterwards."""
     if not is_remote(uri):
         yield Path(uri)
         return
     folder, name = split_uri(uri)
-    with tempfile.TemporaryDirectory(prefix="avatar-input-") as place:
+    with tempfile.TemporaryDirectory(prefix="input-", dir=spool) as place:
         path = Path(place) / f"input{Path(name).suffix}"
         _folder(folder).fetch(name, path)
         yield path
 
 
 @contextmanager
-def checked_copy(uri: str, *, sha256: str) -> Iterator[Path]:
+def checked_copy(uri: str, *, sha256: str, spool: Path) -> Iterator[Path]:
     """Yields a file as `local_copy` does; raises InvalidRequestError when it is not the one that was checked."""
-    with local_copy(uri) as path:
+    with local_copy(uri, spool) as path:
         with told_reading(path):
             is_same = _digest(path) == sha256
         if not is_same:

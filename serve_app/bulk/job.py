@@ -5,7 +5,6 @@ from __future__ import annotations
 import enum
 import logging
 import secrets
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -30,6 +29,7 @@ from serve_app.bulk.output import RowOutput, committed, open_output, read_result
 from serve_app.bulk.plan import Plan, fill
 from serve_app.bulk.reports import SUMMARY, Reports, check_not_overwritten
 from serve_app.bulk.row import BadRow, Document, Entry
+from serve_app.bulk.spool import opened_spool, place_of_drivers
 from serve_app.bulk.table import RowState, RowTable, TableRow
 from serve_app.bulk.tally import Tally
 from serve_app.errors import AvatarError, OutputError, StorageError
@@ -99,15 +99,15 @@ class BulkJob:
     name: str | None = None
     about: Document = field(default_factory=dict)
 
-    def checker(self) -> Checker:
-        return Checker(self.config, self.judge, InputReader(self.config), self.defaults, self.name)
+    def checker(self, spool: Path) -> Checker:
+        return Checker(self.config, self.judge, InputReader(self.config, spool), self.defaults, self.name)
 
 
 def validate(job: BulkJob, *, on_bad: Callable[[BadRow], None]) -> Document:
     """Returns the plan of a job; renders and writes nothing. Raises InvalidRequestError for what is no manifest."""
     plan = Plan()
-    with tempfile.TemporaryDirectory(prefix="avatar-bulk-") as spool, RowTable(Path(spool) / "rows.sqlite3") as table:
-        rows = check_all(read_manifest(job.source), job.checker(), num_threads=job.config.limits.check_threads)
+    with opened_spool(place_of_drivers()) as spool, RowTable(spool / "rows.sqlite3") as table:
+        rows = check_all(read_manifest(job.source), job.checker(spool), num_threads=job.config.limits.check_threads)
         fill(table, rows, plan, on_bad=on_bad)
         return plan.as_json(table, num_lanes=job.num_groups, num_ranks=job.config.pool.num_ranks)
 
@@ -123,8 +123,8 @@ def run(
     if isinstance(job.source, ManifestFile):
         check_not_overwritten(job.source.folder, job.source.name, open_output(job.output))
     run_id = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
-    with tempfile.TemporaryDirectory(prefix="avatar-bulk-") as spool:
-        driver = Driver(job, run_id, Path(spool), listener, is_stopped)
+    with opened_spool(place_of_drivers()) as spool:
+        driver = Driver(job, run_id, spool, listener, is_stopped)
         with driver.opened():
             return driver.run(open_lanes)
 
@@ -142,7 +142,7 @@ class Driver:
         self._lost = ""
         self._tally = Tally(job.config.pool.num_ranks, job.lanes_per_group)
         self._plan = Plan()
-        self._checker = job.checker()
+        self._checker = job.checker(spool)
         self._metrics = RunMetrics()
         self._synced_at = self._told_at = self._asked_at = time.monotonic()
         self._is_cancelled = False

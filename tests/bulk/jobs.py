@@ -98,7 +98,7 @@ def told(folder: Path, name: str) -> Any:
 
 def commit(folder: Path, job: BulkJob, *, model: str = "m") -> None:
     """Writes what a run leaves that has made every good row of a job."""
-    for row in check_all(read_manifest(job.source), job.checker(), num_threads=1):
+    for row in check_all(read_manifest(job.source), job.checker(Path(job.output)), num_threads=1):
         if isinstance(row, BadRow):
             continue
         place = folder / "out" / row.custom_id

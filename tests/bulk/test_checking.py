@@ -38,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def checker(*, name: str | None = None, **defaults: Any) -> Checker:
-    return Checker(AppConfig(), judge, InputReader(AppConfig()), defaults, name)
+    return Checker(AppConfig(), judge, InputReader(AppConfig(), Path()), defaults, name)
 
 
 def checked(row: Entry, **given: Any) -> PlannedRow:

@@ -44,7 +44,7 @@ class Run:
 
     def __init__(self, table: RowTable) -> None:
         config = BulkConfig()
-        self.checker = Checker(config, lambda _: Fits(1.0), InputReader(config), {})
+        self.checker = Checker(config, lambda _: Fits(1.0), InputReader(config, Path()), {})
         self.table = table
         self.plan = Plan()
         self.errors: list[dict[str, Any]] = []

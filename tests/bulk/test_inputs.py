@@ -41,8 +41,8 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 @pytest.fixture
-def reader() -> InputReader:
-    return InputReader(AppConfig())
+def reader(tmp_path: Path) -> InputReader:
+    return InputReader(AppConfig(), tmp_path)
 
 
 @pytest.fixture
@@ -191,7 +191,7 @@ def test_what_is_too_large_for_an_input_is_not_fetched(tmp_path: Path, bucket: B
     limits = ImageLimits(max_bytes=path.stat().st_size - 1)
     bucket.broken = frozenset(["fetch"])
     with pytest.raises(UnsupportedMediaError, match=r"s3://bucket/me\.png\" has .* bytes; allowed are"):
-        InputReader(AppConfig(image=limits)).read("me.png", base="s3://bucket", kind="image")
+        InputReader(AppConfig(image=limits), tmp_path).read("me.png", base="s3://bucket", kind="image")
 
 
 @pytest.mark.usefixtures("bucket")
@@ -224,11 +224,11 @@ def test_an_input_that_changes_while_it_is_read_is_known_as_neither(
 def test_a_file_that_changed_since_it_was_checked_is_not_taken(tmp_path: Path, reader: InputReader) -> None:
     path = write_voice(tmp_path / "voice.wav")
     checked = reader.read("voice.wav", base=str(tmp_path), kind="audio")
-    with checked_copy(checked.uri, sha256=checked.sha256) as same:
+    with checked_copy(checked.uri, sha256=checked.sha256, spool=tmp_path) as same:
         assert same == path
     write_voice(path, pitch=30.0)
     told = pytest.raises(InvalidRequestError, match="has changed since the rows were checked; start the job again")
-    with told, checked_copy(checked.uri, sha256=checked.sha256):
+    with told, checked_copy(checked.uri, sha256=checked.sha256, spool=tmp_path):
         pass
 
 
@@ -263,17 +263,17 @@ def test_a_bucket_that_does_not_come_back_ends_the_check(tmp_path: Path, reader:
 
 def test_a_copy_is_gone_when_it_is_no_longer_needed(tmp_path: Path, bucket: Bucket) -> None:
     path = write_voice(tmp_path / "bucket" / "voice.wav")
-    with local_copy("s3://bucket/voice.wav") as copy:
+    with local_copy("s3://bucket/voice.wav", tmp_path) as copy:
         assert copy.read_bytes() == path.read_bytes()
         assert copy.suffix == ".wav"
     assert not copy.exists()
     bucket.broken = frozenset(["fetch"])
-    with pytest.raises(StorageError), local_copy("s3://bucket/voice.wav"):
+    with pytest.raises(StorageError), local_copy("s3://bucket/voice.wav", tmp_path):
         pass
 
 
 def test_a_file_of_this_machine_is_not_copied(tmp_path: Path) -> None:
     path = write_voice(tmp_path / "voice.wav")
-    with local_copy(str(path)) as copy:
+    with local_copy(str(path), tmp_path) as copy:
         assert copy == path
     assert path.exists()

@@ -38,7 +38,7 @@ def client(
     wanted = order(folder, "intro", **changes)
     full = RenderSpec.from_request(**{**wanted.spec, **spec}).model_dump(mode="json")
     row = type(wanted)(**{**vars(wanted), "spec": full})
-    return ServiceClient(service.url, row, run_id="r1", is_stopped=is_stopped, patience=PATIENCE)
+    return ServiceClient(service.url, row, run_id="r1", spool=Path(), is_stopped=is_stopped, patience=PATIENCE)
 
 
 def refused(asking: ServiceClient) -> ServiceRefusedError:
@@ -96,7 +96,9 @@ def test_rows_of_the_same_content_are_different_requests(service: Service, folde
         wanted = order(folder, custom_id, row_key=row_key)
         spec = RenderSpec.from_request(**wanted.spec).model_dump(mode="json")
         row = type(wanted)(**{**vars(wanted), "spec": spec})
-        with ServiceClient(service.url, row, run_id="r1", is_stopped=lambda: False, patience=PATIENCE) as asking:
+        with ServiceClient(
+            service.url, row, run_id="r1", spool=Path(), is_stopped=lambda: False, patience=PATIENCE
+        ) as asking:
             asking.video()
     keys = service.keys()
     assert len(set(keys)) == 3

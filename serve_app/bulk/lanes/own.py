@@ -27,8 +27,8 @@ from serve_app.bulk.identity import checkpoint_digest
 from serve_app.bulk.lanes.answers import Answers
 from serve_app.bulk.lanes.messages import LaneStatus, RowOrder, RowReport
 from serve_app.bulk.lanes.row_renderer import Place, RowRenderer
-from serve_app.bulk.lanes.spool import opened_spool, place_of_spools
 from serve_app.bulk.output import open_output
+from serve_app.bulk.spool import opened_spool, place_of_lanes
 from serve_app.deployments.gang_source import GangSource, as_avatar_error, wait_ready
 from serve_app.deployments.leader import CONDITIONS
 from serve_app.deployments.render_group import group_bundles, replica_group
@@ -66,7 +66,7 @@ class OwnLane:
         config, pool = plan.config, plan.config.pool
         group = replica_group(config, pool, name=name, program=plan.program, restarts=_RESTARTS)
         self._group, self._start_s = group, config.gang.start_s
-        place = Place(open_output(plan.output), self._open.enter_context(opened_spool(place_of_spools())))
+        place = Place(open_output(plan.output), self._open.enter_context(opened_spool(place_of_lanes())))
         self._renderer = RowRenderer(
             GangSource(group, limits=config.gang),
             place,

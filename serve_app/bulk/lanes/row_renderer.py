@@ -186,7 +186,7 @@ class RowRenderer:
         spec = RenderSpec.from_request(**turn.order.spec)
         with ExitStack() as copies:
             inputs = {
-                name: str(copies.enter_context(checked_copy(getattr(spec, name), sha256=sha256)))
+                name: str(copies.enter_context(checked_copy(getattr(spec, name), sha256=sha256, spool=output.spool)))
                 for name, sha256 in turn.order.sha256.items()
             }
             turn.log.note("has its inputs")

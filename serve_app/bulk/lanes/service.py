@@ -20,10 +20,10 @@ from serve_app.bulk.lanes.messages import LaneStatus, RowOrder, RowReport
 from serve_app.bulk.lanes.result import MadeVideo, Published, result_of
 from serve_app.bulk.lanes.row_log import RowLog
 from serve_app.bulk.lanes.service_client import ServiceClient, ServiceModel, ServiceRefusedError
-from serve_app.bulk.lanes.spool import opened_spool, place_of_spools
 from serve_app.bulk.outcomes import Code, RowError
 from serve_app.bulk.output import RowOutput, open_output
 from serve_app.bulk.row import Document
+from serve_app.bulk.spool import opened_spool, place_of_lanes
 from serve_app.errors import AvatarError, UnavailableError
 from serve_app.jobs.messages import GroupCondition
 
@@ -103,7 +103,9 @@ class ServiceLane:
         output = RowOutput(self._output, order.custom_id, self._spool)
         log = RowLog(order, lane=self._name, run_id=self._run_id)
         is_stopped = self._is_stopped.is_set
-        with ServiceClient(self._service.url, order, run_id=self._run_id, is_stopped=is_stopped) as client:
+        with ServiceClient(
+            self._service.url, order, run_id=self._run_id, spool=self._spool, is_stopped=is_stopped
+        ) as client:
             self._now = attempt = _Attempt(order, output, client, log)
             try:
                 report = self._done(attempt)
@@ -201,7 +203,7 @@ class ServiceLanes:
         for index in range(self._service.num_groups * LANES_PER_GROUP):
             name = f"lane-{index}"
             options = make.options(num_cpus=0, max_restarts=-1, max_task_retries=0, label_selector=here)
-            self.actors[name] = options.remote(name, self._service, self._output, self._run_id, place_of_spools())
+            self.actors[name] = options.remote(name, self._service, self._output, self._run_id, place_of_lanes())
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

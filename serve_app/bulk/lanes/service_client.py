@@ -114,9 +114,17 @@ class ServiceClient:
     """Follows one row from its order to its video; a service that is away for a while is waited for."""
 
     def __init__(
-        self, url: str, order: RowOrder, *, run_id: str, is_stopped: IsCancelled, patience: Patience = PATIENCE
+        self,
+        url: str,
+        order: RowOrder,
+        *,
+        run_id: str,
+        spool: Path,
+        is_stopped: IsCancelled,
+        patience: Patience = PATIENCE,
     ) -> None:
-        self._patience = patience
+        """`spool` is a folder of this machine for copies of inputs that are in buckets."""
+        self._patience, self._spool = patience, spool
         self._http = httpx2.Client(base_url=url, timeout=_ANSWER_S)
         self._order = order
         self._run_id = run_id
@@ -191,7 +199,7 @@ class ServiceClient:
         fields |= {"priority": "bulk", "metadata[custom_id]": self._order.custom_id}
         with ExitStack() as copies:
             image, audio = (
-                copies.enter_context(checked_copy(spec[name], sha256=self._order.sha256[name]))
+                copies.enter_context(checked_copy(spec[name], sha256=self._order.sha256[name], spool=self._spool))
                 for name in ("image", "audio")
             )
             yield fields, {"input_reference": _bytes(image), "audio": _bytes(audio)}
