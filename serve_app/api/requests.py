@@ -174,11 +174,18 @@ def forget(api: Context, file_ids: list[str]) -> None:
 
 
 async def _keep(request: VideoRequest, api: Context, kept: list[str]) -> InputFiles:
-    """Brings both inputs into the store; `kept` gets their ids one by one."""
-    image = await request.sources.image.stored(api, "image")
-    kept.append(image.id)
-    audio = await request.sources.audio.stored(api, "audio")
-    kept.append(audio.id)
+    """Brings both inputs into the store, at once; `kept` gets the ids of those that are there, also after an error."""
+    sources = request.sources
+    stored = await asyncio.gather(
+        sources.image.stored(api, "image"), sources.audio.stored(api, "audio"), return_exceptions=True
+    )
+    kept.extend(file.id for file in stored if isinstance(file, StoredFile))
+    for file in stored:
+        if isinstance(file, BaseException):
+            raise file
+    image, audio = stored
+    assert isinstance(image, StoredFile)
+    assert isinstance(audio, StoredFile)
     return InputFiles(image, audio)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 
 from serve_app.errors import AvatarError
 
-_LOOK_EVERY_S = 0.004
+_LOOK_EVERY_S = 0.002
 """A viewer gets a block so much later, half of it on the average; a look at the mark costs microseconds."""
 _ASK_EVERY_S = 0.1
 """The store is asked at least so often, also where its mark says that nothing changed."""
@@ -17,7 +17,7 @@ LastEvents = Callable[[Collection[str]], Mapping[str, int]]
 """Returns the number of the newest event of each of these jobs; jobs that are not there are left out."""
 
 Mark = Callable[[], object]
-"""Returns soon what differs, as good as always, once the store has changed."""
+"""Returns at once what differs once the store has changed."""
 
 
 class EventWatch:

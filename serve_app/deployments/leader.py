@@ -123,6 +123,8 @@ class Leader:
         self._is_draining = False
         self._is_gone = False
         self._changed = asyncio.Event()
+        self._urgent = asyncio.Event()
+        """What somebody waits for has happened: a first block, an end."""
         self._settled = asyncio.Event()
         self._settled.set()
         self._rests = asyncio.Event()
@@ -141,14 +143,15 @@ class Leader:
         """Reports at least every `report_every_s`, and soon after whatever happens."""
         while True:
             self._changed.clear()
+            self._urgent.clear()
             next_at = self._loop.time() + _LEAST_BETWEEN_S
             report, change = self._begin_report(), asyncio.create_task(self._changed.wait())
             try:
                 await asyncio.wait({report, change}, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 change.cancel()
-            if self._end is None:
-                await asyncio.sleep(next_at - self._loop.time())
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._urgent.wait(), next_at - self._loop.time())
 
     async def drain(self, *, timeout_s: float) -> None:
         """Finishes the attempt that runs and takes no other; then its end is known, or the time is over.
@@ -246,6 +249,7 @@ class Leader:
         self._end, self._attempt = end, None
         self._rests.set()
         self._changed.set()
+        self._urgent.set()
 
     def _rendered(self, attempt: _Attempt) -> End:
         """Renders on a thread of its own; every way in which that can end is an End."""
@@ -274,6 +278,7 @@ class Leader:
         if attempt.blocks_done == 1:
             attempt.first_block_s = now - attempt.started_at
             self._workshop.metrics.observe(Metric.FIRST_FRAME_SECONDS, attempt.first_block_s, pool=self._workshop.pool)
+            self._loop.call_soon_threadsafe(self._urgent.set)
         attempt.last_block_at = now
         self.tell()
 

@@ -6,7 +6,7 @@ the transactions of an older one are refused. So a process may be killed at any 
 
 from __future__ import annotations
 
-import os
+import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,6 +59,7 @@ class JobReader:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._marking: sqlite3.Connection | None = None
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -66,6 +67,8 @@ class JobReader:
         return cls(open_database(path))
 
     def close(self) -> None:
+        if self._marking is not None:
+            self._marking.close()
         self._engine.dispose()
 
     def get(self, job_id: str) -> Job:
@@ -133,16 +136,18 @@ class JobReader:
         with _transaction(self._engine) as connection:
             return {row.id: row.last_event for row in connection.execute(wanted)}
 
-    def mark(self) -> tuple[int, int] | None:
-        """Returns what differs once the store has changed, without asking it: how its journal stands on the disk.
+    def mark(self) -> int | None:
+        """Returns what differs once the store has changed, within microseconds; None when it cannot be told just now.
 
-        Changes within a tick of the disk's clock may look alike.
+        Call it from one thread.
         """
         try:
-            status = os.stat(f"{self._engine.url.database}-wal")  # noqa: PTH116  (many times a second)
-        except OSError:  # no change yet, or the last one is in the file itself
+            if self._marking is None:
+                self._marking = sqlite3.connect(str(self._engine.url.database), timeout=0, check_same_thread=False)
+            (version,) = self._marking.execute("PRAGMA data_version").fetchone()
+        except sqlite3.Error:
             return None
-        return status.st_mtime_ns, status.st_size
+        return int(version)
 
     def events(self, job_id: str, *, after: int = 0) -> list[Event]:
         """Returns a job's events with numbers above `after`; again, while it is full, for those that follow."""

@@ -14,6 +14,7 @@ import pytest
 from ray_cluster.errors import FailureKind, RankFailedError
 from ray_cluster.program import StartReport
 from ray_cluster.replica_group import GroupState
+from serve_app.deployments import leader
 from serve_app.deployments.leader import Leader, Workshop
 from serve_app.errors import CheckpointError, GangFailedError, RenderCancelledError
 from serve_app.jobs.job import Job, JobState
@@ -144,6 +145,20 @@ def test_an_ordered_job_is_rendered_block_by_block_and_committed(stage: Stage) -
         assert done.location == str(stage.videos.location(job.id, 1))
         assert (done.result["num_frames"], done.result["peak_memory_mb"]) == (48, 300.0)
         assert Path(done.location).stat().st_size > 1000
+
+    play(stage, story)
+
+
+def test_a_first_block_and_an_end_are_told_at_once(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(_: Leader) -> None:
+        await stage.until(lambda: bool(stage.told))
+        job = stage.accept()
+        await stage.state(job, JobState.RUNNING)
+        monkeypatch.setattr(leader, "_LEAST_BETWEEN_S", 10 * PATIENCE_S)
+        stage.source.permits.release()
+        await stage.until(lambda: stage.service.job(job.id).blocks_done == 1)
+        stage.source.permits.release(NUM_BLOCKS)
+        await stage.state(job, JobState.COMPLETED)
 
     play(stage, story)
 
