@@ -159,13 +159,15 @@ def _stat(uri: str) -> Listed:
 
 def _located(written: str, base: str, kind: Kind) -> tuple[str, Listed]:
     """Returns the first place where a file of that name is, and what is known of it there."""
-    places = _places(written, base, kind)
-    for place in places:
+    looked: dict[str, None] = {}
+    for place in _places(written, base, kind):
+        if place in looked:
+            continue
         try:
             return place, _stat(place)
         except InputNotFoundError:
-            continue
-    listed = ", ".join(f'"{place}"' for place in places)
+            looked[place] = None
+    listed = ", ".join(f'"{place}"' for place in looked)
     raise InputNotFoundError(
         f"{kind} {shown(written)} is not there; looked for {listed}",
         remedy=f"put it there, or write its full path as {kind}",
@@ -173,17 +175,18 @@ def _located(written: str, base: str, kind: Kind) -> tuple[str, Listed]:
     )
 
 
-def _places(written: str, base: str, kind: Kind) -> list[str]:
-    """Returns where an input may be: beside the manifest, or where users keep it: inputs/images, inputs/audios."""
-    folders = (base, join(base, _FOLDERS[kind]), join(base, f"../{_FOLDERS[kind]}"))
-    return list(dict.fromkeys(_without_dots(join(folder, written)) for folder in folders))
+def _places(written: str, base: str, kind: Kind) -> Iterator[str]:
+    """Yields where an input may be: beside the manifest, or where users keep it: inputs/images, inputs/audios."""
+    yield _without_dots(join(base, written))
+    for folder in (_FOLDERS[kind], f"../{_FOLDERS[kind]}"):
+        yield _without_dots(join(join(base, folder), written))
 
 
 def _without_dots(uri: str) -> str:
     """Returns a path without "..", as the disk understands it: behind a link that is the folder above its target."""
-    path = Path(uri)
-    if is_remote(uri) or ".." not in path.parts:
+    if ".." not in uri.split("/") or is_remote(uri):
         return uri
+    path = Path(uri)
     if path.name == "..":
         return os.path.realpath(path)
     return str(Path(os.path.realpath(path.parent)) / path.name)
